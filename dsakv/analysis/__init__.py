@@ -1,0 +1,1 @@
+"""Traces into placement figures. Nothing here needs torch."""

@@ -1,0 +1,185 @@
+"""One experiment, one Config: every key with its type, default, bounds and help, nothing else.
+
+How flags, environment and preset files fill it is in ``dsakv.settings``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+
+def key(help: str, *, flag: str | None = None, old_env: str | None = None, **bounds: Any) -> Meta:
+    """Describe a key. ``flag`` where it is not ``--<key>``; ``old_env`` is the variable's name in older scripts."""
+    return Meta(description=help, extra={"flag": flag, "old_env": old_env}, **bounds)
+
+
+class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A frozen group of keys."""
+
+
+class ModelConfig(Section):
+    ckpt_path: Annotated[
+        str | None,
+        key(
+            "Checkpoint directory (Hugging Face layout). Without it the embedded random-weight model runs.",
+            old_env="CKPT_PATH",
+        ),
+    ] = None
+    config: Annotated[
+        str | None,
+        key(
+            "Model shape: DeepSeek's JSON or a Hugging Face config.json; a bare name is looked up in configs/ too. Default: the checkpoint's own.",
+            old_env="CONFIG",
+        ),
+    ] = None
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], key("Where the model runs; auto takes CUDA where there is one.")
+    ] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"], key("Precision; auto is float32 on CPU and bfloat16 on CUDA.")
+    ] = "auto"
+    max_seq_len: Annotated[
+        int, key("Longest sequence, prompt and completion together; 0 is what the model allows.", ge=0)
+    ] = 0
+    index_fp8: Annotated[bool, key("Round indexer queries and keys through fp8 as the shipped kernels do.")] = False
+
+
+class EngineConfig(Section):
+    batch_size: Annotated[int, key("Sequences that run at the same time.", ge=1)] = 1
+    max_new_tokens: Annotated[int, key("Tokens to generate for each request.", ge=1)] = 64
+    temperature: Annotated[float, key("Sampling temperature; 0 is greedy.", ge=0.0)] = 0.6
+    seed: Annotated[int, key("Seed of sampling, generated workloads and trace sampling.", ge=0)] = 0
+    kv_block_size: Annotated[int, key("Tokens in a KV block.", old_env="DS_TRACE_KV_BLOCK_SIZE", ge=1)] = 64
+    prefill_chunk: Annotated[int, key("Prompt tokens prefilled in one step.", ge=1)] = 512
+
+
+class TraceConfig(Section):
+    enable: Annotated[
+        bool, key("Record what the indexer selects.", flag="--trace-enable", old_env="DS_TRACE_ENABLE")
+    ] = False
+    out: Annotated[
+        str | None,
+        key("Directory of the run. Default: outputs/<workload>_<time>.", flag="--trace-out", old_env="DS_TRACE_OUT"),
+    ] = None
+    resume: Annotated[bool, key("Go on with the interrupted run in --trace-out.", flag="--resume")] = False
+    store_token_pos: Annotated[
+        bool,
+        key(
+            "Keep the selected positions. Without them a trace cannot be analyzed.",
+            flag="--trace-store-token-pos/--trace-no-store-token-pos",
+            old_env="DS_TRACE_STORE_TOKEN_POS",
+        ),
+    ] = True
+    store_scores: Annotated[
+        bool,
+        key(
+            "Keep every index score instead of min, mean and max.",
+            flag="--trace-store-scores",
+            old_env="DS_TRACE_STORE_SCORES",
+        ),
+    ] = False
+    store_block_ids: Annotated[
+        bool,
+        key("Keep the ids of the touched blocks.", flag="--trace-store-block-ids", old_env="DS_TRACE_RECORD_BLOCK_IDS"),
+    ] = False
+    store_text: Annotated[
+        bool, key("Keep prompts and completions, texts and token ids, in requests.jsonl.", flag="--trace-store-text")
+    ] = False
+    sample_rate: Annotated[
+        float,
+        key(
+            "Share of decode steps to keep, whole steps at a time.",
+            flag="--trace-sample-rate",
+            old_env="DS_TRACE_SAMPLE_RATE",
+            gt=0.0,
+            le=1.0,
+        ),
+    ] = 1.0
+    prefix_key_tokens: Annotated[
+        int,
+        key(
+            "Leading prompt tokens that the prefix key hashes.",
+            flag="--trace-prefix-key-tokens",
+            old_env="DS_TRACE_PREFIX_KEY_TOKENS",
+            ge=1,
+        ),
+    ] = 256
+    prefill_tail: Annotated[
+        int,
+        key("Also record this many last queries of each prompt, as steps -W..-1.", flag="--trace-prefill-tail", ge=0),
+    ] = 0
+    sync_cuda: Annotated[
+        bool,
+        key(
+            "Wait for the device before and after timing a step.",
+            flag="--trace-sync-cuda/--trace-no-sync-cuda",
+            old_env="DS_TRACE_SYNC_CUDA",
+        ),
+    ] = True
+    requests_per_shard: Annotated[
+        int, key("Requests in one trace file.", old_env="DS_TRACE_MAX_REQUESTS_PER_FILE", ge=1)
+    ] = 4
+
+
+class WorkloadConfig(Section):
+    limit: Annotated[int, key("Requests to run at most.", old_env="LIMIT", ge=1)] = 64
+    truncate: Annotated[
+        Literal["head", "tail", "middle"], key("Part of a prompt that is cut away when it is too long.")
+    ] = "middle"
+
+
+class RulerConfig(Section):
+    tasks: Annotated[str, key("Comma-separated RULER tasks, or all.")] = "all"
+    context_length: Annotated[int, key("Tokens of prompt and answer together for generated items.", ge=256)] = 4096
+    data: Annotated[
+        str | None, key("RULER JSONL file or directory to read in place of the generator.", flag="--ruler-data")
+    ] = None
+
+
+class GenerateConfig(Section):
+    prompt: Annotated[str | None, key("One prompt.")] = None
+    input_file: Annotated[
+        str | None, key("Prompts: .txt (split at blank lines) or .jsonl (prompt, messages or prompt_token_ids).")
+    ] = None
+    interactive: Annotated[bool, key("Chat; /clear starts over, /exit leaves.")] = False
+    json: Annotated[bool, key("Print one JSON line for each completion.")] = False
+
+
+class AnalyzeConfig(Section):
+    input: Annotated[
+        str | None,
+        key("Trace directory, run directory, or a directory of runs. Default: the newest run under outputs/."),
+    ] = None
+    out: Annotated[str | None, key("Where the results go. Default: analysis.json in the first trace directory.")] = None
+    block_size: Annotated[int, key("Tokens in a block; 0 takes it from the trace.", ge=0)] = 0
+    block_sizes: Annotated[str, key("Comma-separated block sizes, one result each.")] = ""
+    key_mode: Annotated[Literal["request_layer", "request"], key("What makes a stream.")] = "request_layer"
+    ws_windows: Annotated[str, key("Working-set windows in steps.")] = "1,4,16,64"
+    recent_token_windows: Annotated[str, key("Windows of the recent-token share, in tokens.")] = "256,1024,4096"
+    recent_block_windows: Annotated[str, key("Windows of the recent-block share, in blocks.")] = "4,16,64"
+    reuse_cap_steps: Annotated[int, key("Largest reuse distance told apart.", ge=1)] = 2048
+    lru_caps: Annotated[str, key("Cache capacities to simulate, in blocks.")] = "128,256,512,1024"
+    lru_mode: Annotated[
+        Literal["step", "sequential"], key("Count hits against the cache as the step found it, or access by access.")
+    ] = "step"
+    step_union: Annotated[bool, key("Merge the layers of a step into one record.")] = False
+    max_steps_per_stream: Annotated[int, key("Records of each stream to analyze; 0 takes all.", ge=0)] = 0
+    prefill_tail: Annotated[bool, key("Include the recorded tail of the prefill (negative steps).")] = False
+    workers: Annotated[int, key("Processes that read shards side by side.", ge=1)] = 1
+    report: Annotated[str | None, key("Also write a self-contained HTML report to this file.")] = None
+    on_error: Annotated[Literal["strict", "skip"], key("Stop at a bad record, or skip and count it.")] = "strict"
+    json: Annotated[bool, key("Print the results as one JSON document.")] = False
+
+
+class Config(Section):
+    """The whole experiment."""
+
+    model: ModelConfig = ModelConfig()
+    engine: EngineConfig = EngineConfig()
+    trace: TraceConfig = TraceConfig()
+    workload: WorkloadConfig = WorkloadConfig()
+    ruler: RulerConfig = RulerConfig()
+    generate: GenerateConfig = GenerateConfig()
+    analyze: AnalyzeConfig = AnalyzeConfig()

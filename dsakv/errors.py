@@ -1,0 +1,22 @@
+"""Errors that a user can cause. Everything else is a bug and keeps its traceback."""
+
+
+class DsakvError(Exception):
+    """Something outside the program went wrong: disk, network, a missing package, output that exists.
+
+    ``message`` says what is wrong, ``hint`` what to do next; each is one line. The command line
+    prints both and leaves with ``exit_code``.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class InputError(DsakvError):
+    """The user's flags, configuration or input data are wrong."""
+
+    exit_code = 2

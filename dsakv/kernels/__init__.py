@@ -1,0 +1,1 @@
+"""Tensor kernels; pure torch is the specification."""

@@ -1,0 +1,1 @@
+"""KV cache in blocks behind block tables."""

@@ -1,0 +1,1 @@
+"""Model families, and what they ask of a KV cache."""

@@ -1,0 +1,1 @@
+"""Analysis results for people: terminal tables and HTML."""

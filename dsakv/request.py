@@ -1,0 +1,88 @@
+"""What goes into the engine and what comes out of it. No torch, so that workloads and traces can use it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt to complete."""
+
+    request_id: int
+    """Number in run order, from 0."""
+    prompt_token_ids: list[int]
+    max_new_tokens: int
+    source_id: str = ""
+    """The id that the workload's source gives this item."""
+    prompt: str | None = None
+    """Text before tokenization, where there was one."""
+    truncated_tokens: int = 0
+    """Prompt tokens cut away to fit the model."""
+    answers: tuple[str, ...] = ()
+    """Gold strings, where the workload has them."""
+    needle_spans: tuple[tuple[int, int], ...] = ()
+    """Half-open token ranges of the needles in ``prompt_token_ids``."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """Further facts of the workload (task, context length, ...), written to ``requests.jsonl`` as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A finished request. Times are wall-clock milliseconds since the run began or spans of it."""
+
+    request_id: int
+    prompt_tokens: int
+    token_ids: list[int]
+    """Generated tokens without the end-of-sequence token."""
+    finish_reason: Literal["stop", "length"]
+    decode_steps: int
+    """Decode steps run for this request: the number of generated tokens, end of sequence included, less one."""
+    arrival_ms: float
+    queue_ms: float
+    """From arrival to the start of the prefill."""
+    ttft_ms: float
+    """From arrival to the first token."""
+    tpot_ms: float | None
+    """``(latency - ttft) / (generated tokens - 1)``; None for a single token."""
+    latency_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecords:
+    """What every layer selected for the recorded queries of one step: ``L`` layers, ``B`` queries, ``K`` columns.
+
+    Arrays live on the host. Columns of ``positions`` and ``scores`` from ``counts[b]`` on are padding.
+    """
+
+    request_id: NDArray[np.int64]  # [B]
+    step_idx: NDArray[np.int64]  # [B], negative for queries of the prefill's tail
+    seq_len: NDArray[np.int64]  # [B]
+    counts: NDArray[np.int64]  # [B], min(seq_len, top-k)
+    positions: NDArray[np.int32]  # [L, B, K], ascending
+    scores: NDArray[np.float32]  # [L, B, K], in the order of positions
+    index_layer_id: NDArray[np.int32]  # [L], the layer whose indexer selected
+    gather_us: NDArray[np.float64]  # [L, B], time of the gather that read this query's rows
+    gather_batch: NDArray[np.int64]  # [L, B], queries that this gather read for
+    row_bytes: int
+    """Bytes of one gathered KV row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One forward pass of the engine."""
+
+    index: int
+    kind: Literal["prefill", "decode"]
+    wall_us: int
+    new_tokens: list[tuple[int, int]]
+    """(request_id, token) of every sequence that got a token, end of sequence included."""
+    prompt_tokens: int
+    """Prompt tokens that this step prefilled."""
+    finished: list[Completion]
+    records: StepRecords | None
+    """None where nothing is recorded: tracing is off, or a prefill step without a recorded tail."""

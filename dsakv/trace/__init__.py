@@ -1,0 +1,1 @@
+"""What a run selected, on disk and in memory. Nothing here needs torch."""
