@@ -19,7 +19,7 @@ class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A frozen group of keys."""
 
 
-class ModelConfig(Section):
+class ModelConfig(Section, frozen=True):
     ckpt_path: Annotated[
         str | None,
         key(
@@ -30,7 +30,8 @@ class ModelConfig(Section):
     config: Annotated[
         str | None,
         key(
-            "Model shape: DeepSeek's JSON or a Hugging Face config.json; a bare name is looked up in configs/ too. Default: the checkpoint's own.",
+            "Model shape: DeepSeek's JSON or a Hugging Face config.json; a bare name is looked up in configs/ too. "
+            "Default: the checkpoint's own.",
             old_env="CONFIG",
         ),
     ] = None
@@ -46,7 +47,7 @@ class ModelConfig(Section):
     index_fp8: Annotated[bool, key("Round indexer queries and keys through fp8 as the shipped kernels do.")] = False
 
 
-class EngineConfig(Section):
+class EngineConfig(Section, frozen=True):
     batch_size: Annotated[int, key("Sequences that run at the same time.", ge=1)] = 1
     max_new_tokens: Annotated[int, key("Tokens to generate for each request.", ge=1)] = 64
     temperature: Annotated[float, key("Sampling temperature; 0 is greedy.", ge=0.0)] = 0.6
@@ -55,7 +56,7 @@ class EngineConfig(Section):
     prefill_chunk: Annotated[int, key("Prompt tokens prefilled in one step.", ge=1)] = 512
 
 
-class TraceConfig(Section):
+class TraceConfig(Section, frozen=True):
     enable: Annotated[
         bool, key("Record what the indexer selects.", flag="--trace-enable", old_env="DS_TRACE_ENABLE")
     ] = False
@@ -123,22 +124,22 @@ class TraceConfig(Section):
     ] = 4
 
 
-class WorkloadConfig(Section):
+class WorkloadConfig(Section, frozen=True):
     limit: Annotated[int, key("Requests to run at most.", old_env="LIMIT", ge=1)] = 64
     truncate: Annotated[
         Literal["head", "tail", "middle"], key("Part of a prompt that is cut away when it is too long.")
     ] = "middle"
 
 
-class RulerConfig(Section):
-    tasks: Annotated[str, key("Comma-separated RULER tasks, or all.")] = "all"
+class RulerConfig(Section, frozen=True):
+    tasks: Annotated[tuple[str, ...], key("Comma-separated RULER tasks; all takes every task.")] = ("all",)
     context_length: Annotated[int, key("Tokens of prompt and answer together for generated items.", ge=256)] = 4096
     data: Annotated[
         str | None, key("RULER JSONL file or directory to read in place of the generator.", flag="--ruler-data")
     ] = None
 
 
-class GenerateConfig(Section):
+class GenerateConfig(Section, frozen=True):
     prompt: Annotated[str | None, key("One prompt.")] = None
     input_file: Annotated[
         str | None, key("Prompts: .txt (split at blank lines) or .jsonl (prompt, messages or prompt_token_ids).")
@@ -147,20 +148,24 @@ class GenerateConfig(Section):
     json: Annotated[bool, key("Print one JSON line for each completion.")] = False
 
 
-class AnalyzeConfig(Section):
+class AnalyzeConfig(Section, frozen=True):
     input: Annotated[
         str | None,
         key("Trace directory, run directory, or a directory of runs. Default: the newest run under outputs/."),
     ] = None
     out: Annotated[str | None, key("Where the results go. Default: analysis.json in the first trace directory.")] = None
     block_size: Annotated[int, key("Tokens in a block; 0 takes it from the trace.", ge=0)] = 0
-    block_sizes: Annotated[str, key("Comma-separated block sizes, one result each.")] = ""
+    block_sizes: Annotated[tuple[int, ...], key("Comma-separated block sizes, one result each.")] = ()
     key_mode: Annotated[Literal["request_layer", "request"], key("What makes a stream.")] = "request_layer"
-    ws_windows: Annotated[str, key("Working-set windows in steps.")] = "1,4,16,64"
-    recent_token_windows: Annotated[str, key("Windows of the recent-token share, in tokens.")] = "256,1024,4096"
-    recent_block_windows: Annotated[str, key("Windows of the recent-block share, in blocks.")] = "4,16,64"
+    ws_windows: Annotated[tuple[int, ...], key("Working-set windows in steps.")] = (1, 4, 16, 64)
+    recent_token_windows: Annotated[tuple[int, ...], key("Windows of the recent-token share, in tokens.")] = (
+        256,
+        1024,
+        4096,
+    )
+    recent_block_windows: Annotated[tuple[int, ...], key("Windows of the recent-block share, in blocks.")] = (4, 16, 64)
     reuse_cap_steps: Annotated[int, key("Largest reuse distance told apart.", ge=1)] = 2048
-    lru_caps: Annotated[str, key("Cache capacities to simulate, in blocks.")] = "128,256,512,1024"
+    lru_caps: Annotated[tuple[int, ...], key("Cache capacities to simulate, in blocks.")] = (128, 256, 512, 1024)
     lru_mode: Annotated[
         Literal["step", "sequential"], key("Count hits against the cache as the step found it, or access by access.")
     ] = "step"
@@ -173,7 +178,7 @@ class AnalyzeConfig(Section):
     json: Annotated[bool, key("Print the results as one JSON document.")] = False
 
 
-class Config(Section):
+class Config(Section, frozen=True):
     """The whole experiment."""
 
     model: ModelConfig = ModelConfig()
