@@ -1,0 +1,107 @@
+"""The kernels of sparse attention in plain PyTorch: the specification that every other one must match.
+
+Working memory is bounded by ``TILE`` elements whatever the context's length, but for the score matrix itself.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+TILE = 1 << 20
+"""Elements of an intermediate that still fits the caches of a core."""
+
+FP8_MAX = 448.0  # largest finite float8_e4m3fn
+
+
+def index_scores(q: Tensor, weights: Tensor, keys: Tensor, out: Tensor) -> None:
+    """Score every key for every query: ``out[t, s] = sum_h weights[t, h] * relu(q[t, h] . keys[s])``.
+
+    The lightning indexer's score (DeepSeek-V3.2-Exp report, equation 1), always accumulated in float32, since
+    rounded scores tie at the top-k boundary. ``q`` ``[T, H, D]``, ``weights`` ``[T, H]`` float32, ``keys``
+    ``[S, D]``, ``out`` ``[T, S]`` float32.
+    """
+    n_queries, n_heads, dim = q.shape
+    flat = q.float().reshape(n_queries * n_heads, dim)
+    gate = weights.unsqueeze(1)  # [T, 1, H]
+    step = max(64, TILE // (n_queries * n_heads))
+    for start in range(0, len(keys), step):
+        tile = keys[start : start + step].float()  # [s, D]
+        dots = (flat @ tile.T).relu_().view(n_queries, n_heads, len(tile))  # [T, H, s]
+        out[:, start : start + step] = torch.bmm(gate, dots).squeeze(1)
+
+
+def top_k(scores: Tensor, k: int) -> Tensor:
+    """Positions of the ``k`` highest scores of each row, ascending; of equal scores the lower positions win.
+
+    ``scores`` ``[T, S]`` float32 with ``-inf`` where a key may not be seen, ``k <= S``. Returns ``[T, k]`` int64.
+    A row with fewer than ``k`` visible keys has them first, then invisible ones.
+    """
+    n_rows, n_keys = scores.shape
+    if k == n_keys:
+        return torch.arange(n_keys, device=scores.device).expand(n_rows, n_keys)
+    # One more than wanted: its lowest is the best that stays out, and equal to the next only in a tie.
+    values, index = scores.topk(k + 1, dim=-1, sorted=False)  # [T, k + 1]
+    lowest, column = values.topk(2, dim=-1, largest=False, sorted=True)  # [T, 2]
+    index.scatter_(1, column[:, :1], n_keys)
+    positions = index.sort(dim=-1).values[:, :k]
+    tied = (lowest[:, 0] == lowest[:, 1]) & (lowest[:, 0] > -math.inf)
+    if tied.any():
+        for rows in tied.nonzero().squeeze(1).split(max(1, TILE // n_keys)):
+            positions[rows] = _top_k_tied(scores[rows], lowest[rows, :1], k)
+    return positions
+
+
+def _top_k_tied(scores: Tensor, boundary: Tensor, k: int) -> Tensor:
+    """Rows whose k-th and next score both equal ``boundary`` ``[t, 1]``: fill up with its lowest positions."""
+    above = scores > boundary  # [t, S]
+    equal = scores == boundary
+    room = k - above.sum(-1, keepdim=True)
+    chosen = above | (equal & (equal.cumsum(-1) <= room))
+    positions: Tensor = chosen.nonzero()[:, 1].view(len(scores), k)
+    return positions
+
+
+def sparse_attention(q: Tensor, rows: Tensor, counts: Tensor, scale: float, value_dim: int) -> Tensor:
+    """Multi-query attention of each query over its own gathered rows.
+
+    ``q`` ``[t, H, R]``, ``rows`` ``[t, K, R]`` whose first ``value_dim`` columns are the values too (the latent of
+    MLA with absorbed projections), ``counts`` ``[t]`` valid rows of each query. Returns ``[t, H, value_dim]``.
+    """
+    logits = torch.bmm(q, rows.transpose(1, 2)).float() * scale  # [t, H, K]
+    columns = torch.arange(rows.shape[1], device=rows.device)
+    logits.masked_fill_((columns >= counts.unsqueeze(1)).unsqueeze(1), -math.inf)
+    return torch.bmm(logits.softmax(-1).to(rows.dtype), rows[..., :value_dim])
+
+
+def hadamard(x: Tensor) -> Tensor:
+    """Multiply the last dimension, a power of two ``n``, by the Hadamard matrix over ``sqrt(n)`` (orthogonal)."""
+    n = x.shape[-1]
+    if n & (n - 1):
+        raise ValueError(f"Hadamard rotation needs a power of two, not {n}")
+    y = x.reshape(-1, n)
+    half = 1
+    while half < n:
+        pairs = y.view(-1, n // (2 * half), 2, half)
+        y = torch.stack((pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]), dim=2).view(-1, n)
+        half *= 2
+    return y.mul(n**-0.5).view(x.shape)
+
+
+def fp8_round(x: Tensor, *, block: int = 128, power_of_two_scale: bool = True) -> Tensor:
+    """Round float32 ``x`` to float8 e4m3 with one scale for each ``block`` of the last dimension, and back.
+
+    ``scale = max(amax, 1e-4) / 448``, rounded up to a power of two for the format ``ue8m0``, as DeepSeek-V3.2's
+    activation quantization does.
+    """
+    if x.shape[-1] % block:
+        raise ValueError(f"last dimension {x.shape[-1]} is no multiple of the block {block}")
+    blocks = x.reshape(*x.shape[:-1], -1, block)
+    scale = blocks.abs().amax(-1, keepdim=True).clamp(min=1e-4) / FP8_MAX
+    if power_of_two_scale:
+        scale = torch.exp2(torch.ceil(torch.log2(scale)))
+    quantized = (blocks / scale).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+    rounded: Tensor = (quantized.float() * scale).view(x.shape)
+    return rounded

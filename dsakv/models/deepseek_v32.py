@@ -1,0 +1,206 @@
+"""DeepSeek-V3.2: multi-head latent attention over the tokens that a lightning indexer selects.
+
+The KV cache holds, for each token and layer, the compressed latent and the rotated key part that all heads share
+(``kv_lora_rank + qk_rope_head_dim`` numbers), and the indexer's key. The up-projections of keys and values are
+absorbed into the query and the output, so attention works on gathered cache rows as they are.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dsakv.kernels import reference as kernels
+from dsakv.models.contracts import Fetch, LayerCache, LayerOutput, Selection
+from dsakv.models.deepseek_v32_shape import DeepseekV32Shape
+from dsakv.models.layers import GatedMLP, RMSNorm, RotaryEmbedding, linear, rotate_halves, rotate_pairs
+from dsakv.models.moe import MoE, RoutingShape
+
+GATHER_TILE = 1 << 22
+"""Elements of KV rows gathered at a time in prefill: a few megabytes stay in the caches until they are used."""
+
+Rope = tuple[Tensor, Tensor]
+
+
+class Indexer(nn.Module):
+    """The lightning indexer: a small attention of its own that ranks the cached tokens for each query."""
+
+    def __init__(self, shape: DeepseekV32Shape, dtype: torch.dtype, fp8: bool) -> None:
+        super().__init__()
+        self.n_heads, self.head_dim = shape.index_n_heads, shape.index_head_dim
+        self.rope_dim, self.top_k, self.fp8 = shape.qk_rope_head_dim, shape.index_topk, fp8
+        self.ue8m0 = shape.scale_fmt == "ue8m0"
+        self.wq_b = linear(shape.q_lora_rank, self.n_heads * self.head_dim, dtype)
+        self.wk = linear(shape.dim, self.head_dim, dtype)
+        self.k_norm = nn.LayerNorm(self.head_dim, eps=1e-6, device="meta", dtype=torch.float32)
+        self.weights_proj = linear(shape.dim, self.n_heads, torch.float32)
+
+    def key(self, x: Tensor, rope: Rope) -> Tensor:
+        """Index keys ``[T, D]`` of hidden states ``[T, dim]``."""
+        return self._prepare(self.k_norm(self.wk(x).float()), rope).to(x.dtype)
+
+    def forward(self, x: Tensor, q_latent: Tensor, rope: Rope, positions: Tensor, kv: LayerCache) -> Selection:
+        """Select for each of the ``T`` queries among the keys up to its own position."""
+        q = self._prepare(self.wq_b(q_latent).view(len(x), self.n_heads, self.head_dim), rope)  # [T, H, D]
+        weights = self.weights_proj(x.float()) * (self.n_heads**-0.5 * self.head_dim**-0.5)  # [T, H]
+        longest = max(segment.seq_len for segment in kv.segments)
+        scores = torch.full((len(x), longest), -torch.inf, device=x.device)  # [T, S]
+        for i, (rows, seq_len) in enumerate(kv.segments):
+            kernels.index_scores(q[rows], weights[rows], kv.index_keys(i), scores[rows, :seq_len])
+            length = rows.stop - rows.start
+            if length > 1:  # within the step's own tokens a query must not see later keys
+                own = scores[rows, seq_len - length : seq_len]
+                own.masked_fill_(torch.ones_like(own, dtype=torch.bool).triu_(1), -torch.inf)
+        k = min(self.top_k, longest)
+        chosen = kernels.top_k(scores, k)
+        return Selection(chosen, scores.gather(1, chosen), (positions + 1).clamp(max=k))
+
+    def _prepare(self, x: Tensor, rope: Rope) -> Tensor:
+        rotated, rest = x.split([self.rope_dim, self.head_dim - self.rope_dim], dim=-1)
+        x = torch.cat((rotate_halves(rotated, rope), rest), dim=-1)
+        if not self.fp8:
+            return x  # the Hadamard rotation keeps dot products: only rounding needs it
+        return kernels.fp8_round(kernels.hadamard(x.float()), power_of_two_scale=self.ue8m0).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """MLA over the indexer's selection."""
+
+    def __init__(self, shape: DeepseekV32Shape, dtype: torch.dtype, fp8: bool) -> None:
+        super().__init__()
+        self.shape = shape
+        qk_dim = shape.qk_nope_head_dim + shape.qk_rope_head_dim
+        self.scale = qk_dim**-0.5 * (shape.yarn.softmax_scale if shape.yarn else 1.0)
+        self.wq_a = linear(shape.dim, shape.q_lora_rank, dtype)
+        self.q_norm = RMSNorm(shape.q_lora_rank, shape.norm_eps, dtype)
+        self.wq_b = linear(shape.q_lora_rank, shape.n_heads * qk_dim, dtype)
+        self.wkv_a = linear(shape.dim, shape.kv_lora_rank + shape.qk_rope_head_dim, dtype)
+        self.kv_norm = RMSNorm(shape.kv_lora_rank, shape.norm_eps, dtype)
+        self.wkv_b = linear(shape.kv_lora_rank, shape.n_heads * (shape.qk_nope_head_dim + shape.v_head_dim), dtype)
+        self.wo = linear(shape.n_heads * shape.v_head_dim, shape.dim, dtype)
+        self.indexer = Indexer(shape, dtype, fp8)
+
+    def forward(
+        self, x: Tensor, rope: Rope, positions: Tensor, kv: LayerCache
+    ) -> tuple[Tensor, Selection, list[Fetch]]:
+        shape = self.shape
+        q_latent = self.q_norm(self.wq_a(x))  # [T, q_lora]
+        latent, key_rope = self.wkv_a(x).split([shape.kv_lora_rank, shape.qk_rope_head_dim], dim=-1)
+        row = torch.cat((self.kv_norm(latent), rotate_pairs(key_rope, rope)), dim=-1)  # [T, R]
+        kv.append(row, self.indexer.key(x, rope))
+        selection = self.indexer(x, q_latent, rope, positions, kv)
+
+        q = self.wq_b(q_latent).view(len(x), shape.n_heads, -1)  # [T, H, nope + rope]
+        q_nope, q_rope = q.split([shape.qk_nope_head_dim, shape.qk_rope_head_dim], dim=-1)
+        up = self.wkv_b.weight.view(shape.n_heads, -1, shape.kv_lora_rank)  # [H, nope + v, kv_lora]
+        key_up, value_up = up.split([shape.qk_nope_head_dim, shape.v_head_dim], dim=1)
+        absorbed = torch.bmm(q_nope.transpose(0, 1), key_up).transpose(0, 1)  # [T, H, kv_lora]
+        q = torch.cat((absorbed, rotate_pairs(q_rope, rope)), dim=-1)  # [T, H, R]
+
+        mixed, fetches = [], []
+        step = max(1, GATHER_TILE // (selection.positions.shape[1] * q.shape[-1]))
+        for start in range(0, len(x), step):
+            rows = slice(start, min(start + step, len(x)))
+            gathered, fetch = kv.gather(selection.positions[rows], rows)  # [t, K, R]
+            counts = selection.counts[rows]
+            mixed.append(kernels.sparse_attention(q[rows], gathered, counts, self.scale, shape.kv_lora_rank))
+            fetches.append(fetch)
+        latent_out = torch.cat(mixed)  # [T, H, kv_lora]
+        out = torch.bmm(latent_out.transpose(0, 1), value_up.transpose(1, 2)).transpose(0, 1)  # [T, H, v]
+        return self.wo(out.flatten(1)), selection, fetches
+
+
+class DecoderLayer(nn.Module):
+    """Attention and feed-forward with pre-normalisation and residuals."""
+
+    def __init__(self, layer_id: int, shape: DeepseekV32Shape, dtype: torch.dtype, fp8: bool) -> None:
+        super().__init__()
+        self.attn_norm = RMSNorm(shape.dim, shape.norm_eps, dtype)
+        self.attn = Attention(shape, dtype, fp8)
+        self.ffn_norm = RMSNorm(shape.dim, shape.norm_eps, dtype)
+        self.ffn: nn.Module
+        if layer_id < shape.n_dense_layers:
+            self.ffn = GatedMLP(shape.dim, shape.inter_dim, dtype)
+        else:
+            routing = RoutingShape(
+                n_experts=shape.n_routed_experts,
+                n_activated=shape.n_activated_experts,
+                n_groups=shape.n_expert_groups,
+                n_limited_groups=shape.n_limited_groups,
+                route_scale=shape.route_scale,
+                normalize=shape.norm_topk_prob,
+            )
+            self.ffn = MoE(shape.dim, shape.moe_inter_dim, shape.n_shared_experts, routing, dtype)
+
+    def forward(self, hidden: Tensor, rope: Rope, positions: Tensor, kv: LayerCache) -> LayerOutput:
+        attended, selection, fetches = self.attn(self.attn_norm(hidden), rope, positions, kv)
+        hidden = hidden + attended
+        hidden = hidden + self.ffn(self.ffn_norm(hidden))
+        return LayerOutput(hidden, selection, fetches)
+
+
+class DeepseekV32(nn.Module):
+    """The decoder; see ``models.contracts.Model``. Parameter names are those of DeepSeek's own checkpoints."""
+
+    def __init__(
+        self, shape: DeepseekV32Shape, dtype: torch.dtype, device: torch.device, *, index_fp8: bool = False
+    ) -> None:
+        super().__init__()
+        self.shape, self.dtype, self.device = shape, dtype, device
+        self.embed = nn.Embedding(shape.vocab_size, shape.dim, device="meta", dtype=dtype)
+        self.layers = nn.ModuleList(DecoderLayer(i, shape, dtype, index_fp8) for i in range(shape.n_layers))
+        self.norm = RMSNorm(shape.dim, shape.norm_eps, dtype)
+        self.head = linear(shape.dim, shape.vocab_size, dtype)
+        self.rope = RotaryEmbedding(shape.qk_rope_head_dim, shape.rope_theta, shape.yarn, device)
+        self.top_k = shape.index_topk
+        self.max_seq_len = shape.max_seq_len
+        self.vocab_size = shape.vocab_size
+        self.kv_row_dim = shape.kv_lora_rank + shape.qk_rope_head_dim
+        self.index_key_dim = shape.index_head_dim
+        self.index_layer_ids = list(range(shape.n_layers))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        out: Tensor = self.head(self.norm(hidden))
+        return out.float()
+
+
+_HF_LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn.wq_a": "self_attn.q_a_proj",
+    "attn.q_norm": "self_attn.q_a_layernorm",
+    "attn.wq_b": "self_attn.q_b_proj",
+    "attn.wkv_a": "self_attn.kv_a_proj_with_mqa",
+    "attn.kv_norm": "self_attn.kv_a_layernorm",
+    "attn.wkv_b": "self_attn.kv_b_proj",
+    "attn.wo": "self_attn.o_proj",
+}
+_HF_MLP_NAMES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+_HF_TOP_NAMES = {
+    "embed.weight": "model.embed_tokens.weight",
+    "norm.weight": "model.norm.weight",
+    "head.weight": "lm_head.weight",
+}
+
+
+def hf_name(name: str) -> str:
+    """The Hugging Face name of a parameter: ``layers.0.attn.wq_a.weight`` to ``model.layers.0.self_attn...``."""
+    if name in _HF_TOP_NAMES:
+        return _HF_TOP_NAMES[name]
+    _, layer, rest = name.split(".", 2)
+    stem, leaf = rest.rsplit(".", 1)
+    if stem == "ffn.gate" and leaf == "bias":
+        leaf = "e_score_correction_bias"
+    if stem in _HF_LAYER_NAMES:
+        stem = _HF_LAYER_NAMES[stem]
+    elif stem.startswith("attn.indexer."):
+        stem = stem.replace("attn.", "self_attn.", 1)
+    else:
+        parts = stem.replace("ffn", "mlp", 1).split(".")
+        stem = ".".join([*parts[:-1], _HF_MLP_NAMES.get(parts[-1], parts[-1])])
+    return f"model.layers.{layer}.{stem}.{leaf}"
+
+
+def ignores_tensor(shape: DeepseekV32Shape, name: str) -> bool:
+    """Whether a stored tensor has no part in decoding: the multi-token-prediction layer and RoPE tables."""
+    return name.startswith(f"model.layers.{shape.n_layers}.") or name.endswith("rotary_emb.inv_freq")

@@ -1,0 +1,110 @@
+"""Building blocks that model families share. Parameters are declared on ``meta`` and filled by ``dsakv.weights``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def linear(in_features: int, out_features: int, dtype: torch.dtype) -> nn.Linear:
+    """A projection without bias."""
+    return nn.Linear(in_features, out_features, bias=False, device="meta", dtype=dtype)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation over the last dimension."""
+
+    def __init__(self, dim: int, eps: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim, device="meta", dtype=dtype))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+@dataclass(frozen=True)
+class Yarn:
+    """YaRN context extension (Peng et al., 2023, https://arxiv.org/abs/2309.00071)."""
+
+    factor: float
+    original_max_seq_len: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    rope_scale: float = 1.0
+    """Factor on cosine and sine (the paper's attention factor)."""
+    softmax_scale: float = 1.0
+    """Factor on the attention logits."""
+
+
+def mscale(factor: float, weight: float) -> float:
+    """YaRN's temperature ``0.1 * weight * ln(factor) + 1`` (section 3.4), 1 where nothing is extended."""
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+class RotaryEmbedding:
+    """Cosine and sine of rotary position embedding over ``dim`` dimensions, with YaRN where given."""
+
+    def __init__(self, dim: int, theta: float, yarn: Yarn | None, device: torch.device) -> None:
+        frequency = 1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))  # [dim / 2]
+        self.scale = 1.0
+        if yarn is not None:
+            frequency = _yarn_frequencies(frequency, dim, theta, yarn)
+            self.scale = yarn.rope_scale
+        self.frequency = frequency.to(device)
+
+    def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """``positions`` ``[T]`` to cosine and sine ``[T, dim / 2]`` float32."""
+        angles = positions.float().unsqueeze(1) * self.frequency
+        return angles.cos() * self.scale, angles.sin() * self.scale
+
+
+def _yarn_frequencies(frequency: Tensor, dim: int, theta: float, yarn: Yarn) -> Tensor:
+    """Keep the fast dimensions, interpolate the slow ones by ``factor``, blend linearly between (section 3.2)."""
+
+    def dimension_of(rotations: float) -> float:
+        return dim * math.log(yarn.original_max_seq_len / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+
+    low = max(math.floor(dimension_of(yarn.beta_fast)), 0)
+    high = min(math.ceil(dimension_of(yarn.beta_slow)), dim - 1)
+    ramp = (torch.arange(dim // 2, dtype=torch.float32) - low) / max(high - low, 0.001)
+    interpolated = ramp.clamp(0, 1)
+    return frequency / yarn.factor * interpolated + frequency * (1 - interpolated)
+
+
+def rotate_pairs(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate adjacent dimensions ``(0, 1), (2, 3), ...`` (interleaved layout). ``x`` ``[T, ..., dim]``."""
+    cos, sin = _per_head(x, rope)
+    even, odd = x[..., 0::2].float(), x[..., 1::2].float()
+    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2).to(x.dtype)
+
+
+def rotate_halves(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate dimension ``i`` with ``i + dim / 2`` (half-split layout). ``x`` ``[T, ..., dim]``."""
+    cos, sin = _per_head(x, rope)
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+def _per_head(x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Cosine and sine ``[T, dim / 2]`` with the head dimension that ``x`` may have."""
+    cos, sin = rope
+    return (cos.unsqueeze(1), sin.unsqueeze(1)) if x.dim() == 3 else (cos, sin)
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU feed-forward: ``w2(silu(w1 x) * w3 x)``."""
+
+    def __init__(self, dim: int, inter_dim: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.w1 = linear(dim, inter_dim, dtype)
+        self.w2 = linear(inter_dim, dim, dtype)
+        self.w3 = linear(dim, inter_dim, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return out

@@ -1,0 +1,56 @@
+"""Model families by the ``model_type`` of their config, and where a config is found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from dsakv.errors import InputError
+from dsakv.models import deepseek_v32
+from dsakv.models.deepseek_v32_shape import DeepseekV32Shape, parse_shape
+
+
+class Family(NamedTuple):
+    """How to make a model of one architecture, and how its checkpoints name things."""
+
+    parse_shape: Callable[[dict[str, Any], str], DeepseekV32Shape]
+    build: Callable[..., nn.Module]
+    stored_name: Callable[[str], str]
+    ignores: Callable[[DeepseekV32Shape, str], bool]
+    """Whether a checkpoint's tensor has no part in the model (multi-token prediction, say)."""
+
+
+FAMILIES = {
+    "deepseek_v32": Family(parse_shape, deepseek_v32.DeepseekV32, deepseek_v32.hf_name, deepseek_v32.ignores_tensor),
+}
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a model's config JSON; InputError where there is none or it is no JSON object."""
+    try:
+        config = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise InputError(f"no model config at {path}", "give one with --config") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read model config {path}: {error}", "it must be a JSON object") from error
+    if not isinstance(config, dict):
+        raise InputError(f"model config {path} is no JSON object", "see configs/ for examples")
+    return config
+
+
+def family_of(config: dict[str, Any], source: str) -> Family:
+    """The family that a config names. DeepSeek's own form names none: its keys tell."""
+    kind = config.get("model_type", "deepseek_v32" if "index_topk" in config else None)
+    if kind not in FAMILIES:
+        raise InputError(f"{source}: model_type {kind!r} is not supported", f"supported: {', '.join(FAMILIES)}")
+    return FAMILIES[kind]
+
+
+def kv_bytes_per_token_layer(shape: DeepseekV32Shape, dtype: torch.dtype) -> int:
+    """Bytes of one token's KV row in one layer, the indexer's key aside."""
+    return (shape.kv_lora_rank + shape.qk_rope_head_dim) * dtype.itemsize

@@ -1,0 +1,136 @@
+"""A directory of safetensors files as one table of named tensors, and a model filled from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from dsakv.errors import DsakvError, InputError
+
+_FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_INDEX = "model.safetensors.index.json"
+
+
+class Checkpoint:
+    """The tensors of a checkpoint directory, memory-mapped. Use as a context manager.
+
+    Raises InputError on entry where the directory is no checkpoint, a shard is missing or truncated, or the index
+    disagrees with its shards.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._stack = ExitStack()
+        self._owner: dict[str, Any] = {}
+
+    def __enter__(self) -> Checkpoint:
+        if not self.directory.is_dir():
+            raise InputError(f"no checkpoint at {self.directory}", "--ckpt-path names a directory of safetensors files")
+        listed = self._listed()
+        for path in sorted({self.directory / file for file in listed.values()} or self._unlisted()):
+            if not path.is_file():
+                raise InputError(f"checkpoint shard {path} is missing", f"download it again; {_INDEX} lists it")
+            try:
+                file = self._stack.enter_context(safe_open(path, framework="pt"))
+            except (SafetensorError, OSError) as error:
+                raise InputError(
+                    f"checkpoint shard {path} cannot be read: {error}", "it is truncated or damaged: download it again"
+                ) from error
+            for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+                if listed and listed.get(name) != path.name:
+                    raise InputError(f"{path} holds {name}, which {_INDEX} places elsewhere", "download both again")
+                if name in self._owner:
+                    raise InputError(f"tensor {name} stands in two files", f"remove the stray file from {path.parent}")
+                self._owner[name] = file
+        for name, shard in listed.items():
+            if name not in self._owner:
+                raise InputError(f"{shard} lacks tensor {name} that {_INDEX} places there", "download the shard again")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+        self._owner.clear()
+
+    def _listed(self) -> dict[str, str]:
+        """File by tensor name as the index has it; empty without an index."""
+        path = self.directory / _INDEX
+        if not path.exists():
+            return {}
+        try:
+            weight_map = json.loads(path.read_bytes())["weight_map"]
+            return {str(name): str(file) for name, file in weight_map.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path} is damaged: {error}", "download it again") from error
+
+    def _unlisted(self) -> list[Path]:
+        files = sorted(self.directory.glob("*.safetensors"))
+        if not files:
+            raise InputError(f"{self.directory} holds no .safetensors file", "--ckpt-path names a checkpoint directory")
+        return files
+
+    @property
+    def names(self) -> set[str]:
+        return set(self._owner)
+
+    def describe(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """Dtype as safetensors names it, and shape, from the header alone."""
+        view = self._owner[name].get_slice(name)
+        return view.get_dtype(), tuple(view.get_shape())
+
+    def read(self, name: str) -> torch.Tensor:
+        tensor: torch.Tensor = self._owner[name].get_tensor(name)
+        return tensor
+
+
+def load_parameters(
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    stored_name: Callable[[str], str],
+    *,
+    device: torch.device,
+    ignore: Callable[[str], bool],
+) -> None:
+    """Fill every parameter of ``model`` (on ``meta``) exactly once, in the dtype that it declares.
+
+    ``stored_name`` maps a parameter's name to the checkpoint's; tensors of the checkpoint that no parameter asks
+    for are errors unless ``ignore`` accepts them. All names, shapes and dtypes are checked before the first read.
+    """
+    wanted = {name: stored_name(name) for name, _ in model.named_parameters()}
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    where = checkpoint.directory
+    for name, stored in wanted.items():
+        if stored not in checkpoint.names:
+            raise InputError(f"{where} lacks tensor {stored}", "is the checkpoint complete, and does --config fit it?")
+        dtype, shape = checkpoint.describe(stored)
+        if shape != shapes[name]:
+            raise InputError(
+                f"tensor {stored} in {where} has shape {list(shape)}, the model needs {list(shapes[name])}",
+                "the model's shape (--config or config.json) does not fit this checkpoint",
+            )
+        if dtype not in _FLOATS:
+            raise InputError(
+                f"tensor {stored} in {where} has dtype {dtype}", f"this version reads {', '.join(_FLOATS)}"
+            )
+    surplus = sorted(checkpoint.names - set(wanted.values()))
+    surplus = [name for name in surplus if not ignore(name)]
+    if surplus:
+        raise InputError(
+            f"{where} holds tensor {surplus[0]} that the model has no place for ({len(surplus)} in all)",
+            "the model's shape (--config or config.json) does not fit this checkpoint",
+        )
+    for name, stored in wanted.items():
+        owner_name, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(owner_name)
+        dtype = getattr(owner, leaf).dtype
+        try:
+            value = checkpoint.read(stored).to(device=device, dtype=dtype)
+        except (SafetensorError, OSError) as error:
+            raise DsakvError(f"cannot read tensor {stored} in {where}: {error}", "check the disk") from error
+        setattr(owner, leaf, nn.Parameter(value, requires_grad=False))
