@@ -29,8 +29,12 @@ def index_scores(q: Tensor, weights: Tensor, keys: Tensor, out: Tensor) -> None:
     step = max(64, TILE // (n_queries * n_heads))
     for start in range(0, len(keys), step):
         tile = keys[start : start + step].float()  # [s, D]
-        dots = (flat @ tile.T).relu_().view(n_queries, n_heads, len(tile))  # [T, H, s]
-        out[:, start : start + step] = torch.bmm(gate, dots).squeeze(1)
+        part = out[:, start : start + step]
+        if n_queries == 1:  # keys first: the tall operand stays in place, and no head needs a pass of its own
+            torch.mv((tile @ flat.T).relu_(), weights[0], out=part[0])
+        else:
+            dots = (flat @ tile.T).relu_().view(n_queries, n_heads, len(tile))  # [T, H, s]
+            part.copy_(torch.bmm(gate, dots).squeeze(1))
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:

@@ -1,0 +1,127 @@
+"""A model ready to run, from what the configuration says."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+import dsakv
+from dsakv.config import ModelConfig
+from dsakv.errors import DsakvError, InputError
+from dsakv.models.contracts import Model
+from dsakv.models.deepseek_v32_shape import DeepseekV32Shape
+from dsakv.models.registry import family_of, kv_bytes_per_token_layer, read_config
+from dsakv.models.tiny import ensure_tiny_model
+from dsakv.tokenizer import Tokenizer, load_tokenizer
+from dsakv.weights.checkpoint import Checkpoint, load_parameters
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with its tokenizer and what is worth saying about both."""
+
+    model: Model
+    tokenizer: Tokenizer
+    shape: DeepseekV32Shape
+    name: str
+    random_weights: bool
+    index_fp8: bool
+
+    @property
+    def max_seq_len(self) -> int:
+        return self.model.max_seq_len
+
+    def describe(self) -> dict[str, Any]:
+        """The model's part of ``run_meta.json``."""
+        dtype = self.model.dtype
+        return {
+            "name": self.name,
+            "random_weights": self.random_weights,
+            "dtype": str(dtype).removeprefix("torch."),
+            "device": str(self.model.device),
+            "index_fp8": self.index_fp8,
+            "n_layers": self.shape.n_layers,
+            "index_topk": self.shape.index_topk,
+            "index_n_heads": self.shape.index_n_heads,
+            "index_head_dim": self.shape.index_head_dim,
+            "max_seq_len": self.max_seq_len,
+            "kv_bytes_per_token_layer": kv_bytes_per_token_layer(self.shape, dtype),
+        }
+
+
+def cache_home(environ: dict[str, str] | os._Environ[str] = os.environ) -> Path:
+    """The folder for what dsakv makes or downloads once: ``DSAKV_HOME``, else ``dsakv`` in the user's cache."""
+    if home := environ.get("DSAKV_HOME"):
+        return Path(home).expanduser()
+    return Path(environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dsakv"
+
+
+def load_model(config: ModelConfig) -> LoadedModel:
+    """Load the checkpoint that ``config`` names, or the embedded model.
+
+    Raises InputError for a checkpoint, shape, device or length that does not work.
+    """
+    device = _device(config.device)
+    if config.dtype == "auto":
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    else:
+        dtype = _DTYPES[config.dtype]
+    if config.ckpt_path is None:
+        if config.config is not None:
+            raise InputError("--config without --ckpt-path", "name the checkpoint that has this shape")
+        try:
+            directory = ensure_tiny_model(cache_home())
+        except OSError as error:
+            raise DsakvError(
+                f"cannot make the embedded model in {cache_home()}: {error.strerror}",
+                "set DSAKV_HOME to a writable folder",
+            ) from error
+    else:
+        directory = Path(config.ckpt_path).expanduser()
+        if not directory.is_dir():
+            raise InputError(f"no checkpoint at {directory}", "--ckpt-path names a directory of safetensors files")
+    config_path = _find_config(config.config) if config.config else directory / "config.json"
+    raw = read_config(config_path)
+    family = family_of(raw, str(config_path))
+    shape = family.parse_shape(raw, str(config_path))
+    model = family.build(shape, dtype, device, index_fp8=config.index_fp8)
+    with Checkpoint(directory) as checkpoint:
+        load_parameters(
+            model, checkpoint, family.stored_name, device=device, ignore=lambda name: family.ignores(shape, name)
+        )
+    ready = cast(Model, model)
+    if config.max_seq_len:
+        if config.max_seq_len > ready.max_seq_len:
+            raise InputError(
+                f"--max-seq-len {config.max_seq_len} is more than the model's {ready.max_seq_len}",
+                "lower it, or leave it out",
+            )
+        ready.max_seq_len = config.max_seq_len
+    random_weights = bool(raw.get("dsakv_random_weights", False))
+    name = "tiny-random (embedded)" if config.ckpt_path is None else directory.resolve().name
+    return LoadedModel(ready, load_tokenizer(directory), shape, name, random_weights, config.index_fp8)
+
+
+def _device(name: str) -> torch.device:
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise InputError("--device cuda, but PyTorch sees no CUDA device", "use --device cpu, or check nvidia-smi")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and available) else "cpu")
+
+
+def _find_config(name: str) -> Path:
+    """A path as given, else a file of ``configs/`` here or beside the package, with or without ``.json``."""
+    folders = [Path("configs"), Path(dsakv.__file__).parent.parent / "configs"]
+    candidates = [Path(name).expanduser()]
+    if candidates[0].name == name:
+        candidates += [folder / file for folder in folders for file in (name, f"{name}.json")]
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise InputError(f"no model config {name}", "give a path, or a file name in configs/")

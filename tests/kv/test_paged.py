@@ -1,0 +1,55 @@
+"""The paged cache against a plain table of rows by (sequence, position)."""
+
+from __future__ import annotations
+
+import torch
+
+from dsakv.kv.paged import BlockTable, PagedCache
+
+CPU = torch.device("cpu")
+
+
+def make_cache(block_size: int) -> PagedCache:
+    return PagedCache(
+        n_layers=2, n_blocks=12, block_size=block_size, row_dim=3, index_dim=2, dtype=torch.float32, device=CPU
+    )
+
+
+def test_scattered_blocks_read_like_one_array() -> None:
+    cache = make_cache(4)
+    tables = [BlockTable([7, 2, 3, 9], CPU), BlockTable([0, 11, 5], CPU)]
+    assert tables[0].runs == [(7, 1), (2, 2), (9, 1)]
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randn(15, 3, generator=generator), torch.randn(9, 3, generator=generator)]
+    keys = [torch.randn(15, 2, generator=generator), torch.randn(9, 2, generator=generator)]
+    # Unequal chunks, both sequences in one step, then a decode-like step of one token each.
+    for starts, lengths in [((0, 0), (6, 5)), ((6, 5), (8, 3)), ((14, 8), (1, 1))]:
+        step = cache.bind(tables, starts, lengths)
+        span = [slice(s, s + n) for s, n in zip(starts, lengths, strict=True)]
+        view = step.layer(1)
+        view.append(
+            torch.cat([r[s] for r, s in zip(rows, span, strict=True)]),
+            torch.cat([k[s] for k, s in zip(keys, span, strict=True)]),
+        )
+        assert step.positions.tolist() == [p for s in span for p in range(s.start, s.stop)]
+        for i, segment in enumerate(view.segments):
+            assert segment.seq_len == starts[i] + lengths[i]
+            assert torch.equal(view.index_keys(i), keys[i][: segment.seq_len])
+    wanted = torch.tensor([[0, 5, 14, 7], [8, 1, 3, 100]])  # 100 is padding beyond the sequence
+    read, fetch = view.gather(wanted, slice(0, 2))
+    assert torch.equal(read[0], rows[0][wanted[0]])
+    assert torch.equal(read[1, :3], rows[1][wanted[1, :3]])
+    assert read[1, 3].isfinite().all()
+    assert fetch.rows == slice(0, 2)
+    assert fetch.begin.us_until(fetch.end) > 0
+
+
+def test_adjacent_blocks_are_read_in_place() -> None:
+    cache = make_cache(4)
+    view = cache.bind([BlockTable([4, 5, 6], CPU)], [0], [9]).layer(0)
+    view.append(torch.ones(9, 3), torch.ones(9, 2))
+    assert view.index_keys(0).data_ptr() == cache.index_rows[0, 16].data_ptr()
+
+
+def test_row_bytes_are_the_payload_of_one_token() -> None:
+    assert make_cache(4).row_bytes == 12

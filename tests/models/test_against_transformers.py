@@ -1,0 +1,202 @@
+"""The model and the engine against transformers' DeepseekV32ForCausalLM in float32: logits, selections, tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DeepseekV32Config, DeepseekV32ForCausalLM
+
+from dsakv.config import ModelConfig
+from dsakv.engine.engine import Engine, EngineOptions
+from dsakv.jobs.model import load_model
+from dsakv.kv.paged import BlockTable, PagedCache
+from dsakv.models.contracts import Model
+from dsakv.request import Request
+from dsakv.tokenizer import write_byte_tokenizer
+
+NEW_TOKENS = 24
+NEAR_TIE = 1e-5
+
+
+@pytest.fixture(scope="module", params=["yarn", "plain rope", "one group"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random checkpoint that transformers itself saved."""
+    directory = tmp_path_factory.mktemp("saved-by-transformers")
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 5000.0}
+    if request.param != "plain rope":
+        rope |= {
+            "rope_type": "yarn",
+            "factor": 8.0,
+            "original_max_position_embeddings": 64,
+            "beta_fast": 32,
+            "beta_slow": 1,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+        }
+    config = DeepseekV32Config(
+        vocab_size=260,
+        hidden_size=64,
+        intermediate_size=128,
+        moe_intermediate_size=32,
+        num_hidden_layers=3,
+        first_k_dense_replace=1,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        n_routed_experts=8,
+        num_experts_per_tok=3,
+        n_group=1 if request.param == "one group" else 4,
+        topk_group=1 if request.param == "one group" else 2,
+        q_lora_rank=48,
+        kv_lora_rank=32,
+        qk_nope_head_dim=20,
+        qk_rope_head_dim=16,
+        v_head_dim=24,
+        index_n_heads=16,
+        index_head_dim=32,
+        index_topk=16,
+        max_position_embeddings=512,
+        rope_parameters=rope,
+        initializer_range=0.2,
+    )
+    torch.manual_seed(11)
+    model = DeepseekV32ForCausalLM(config)
+    with torch.no_grad():
+        for layer in model.model.layers[1:]:
+            layer.mlp.gate.e_score_correction_bias.normal_(0, 0.2)
+    model.save_pretrained(directory)
+    write_byte_tokenizer(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def theirs(checkpoint: Path) -> DeepseekV32ForCausalLM:
+    return DeepseekV32ForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def ours(checkpoint: Path) -> Model:
+    return load_model(ModelConfig(ckpt_path=str(checkpoint), dtype="float32", device="cpu")).model
+
+
+def their_forward(model: DeepseekV32ForCausalLM, ids: list[int]) -> tuple[Tensor, list[Tensor]]:
+    """Logits ``[S, vocab]`` and, by layer, the chosen positions ``[S, K]`` of one dense pass."""
+    picks: list[Tensor] = []
+    hooks = [
+        layer.self_attn.indexer.register_forward_hook(lambda _m, _i, output: picks.append(output[0]))
+        for layer in model.model.layers
+    ]
+    with torch.inference_mode():
+        logits = model(torch.tensor([ids])).logits[0]
+    for hook in hooks:
+        hook.remove()
+    return logits, picks
+
+
+def our_forward(model: Model, ids: list[int], chunk: int) -> tuple[Tensor, list[list[list[int]]]]:
+    """Logits ``[S, vocab]`` and the chosen positions by layer and query."""
+    cache = PagedCache(
+        n_layers=len(model.layers),
+        n_blocks=-(-len(ids) // 8),
+        block_size=8,
+        row_dim=model.kv_row_dim,
+        index_dim=model.index_key_dim,
+        dtype=torch.float32,
+        device=model.device,
+    )
+    table = BlockTable(range(-(-len(ids) // 8)), model.device)
+    logits = []
+    chosen: list[list[list[int]]] = [[] for _ in model.layers]
+    with torch.inference_mode():
+        for start in range(0, len(ids), chunk):
+            part = ids[start : start + chunk]
+            step = cache.bind([table], [start], [len(part)])
+            hidden, rope = model.embed(torch.tensor(part)), model.rope(step.positions)
+            for i, layer in enumerate(model.layers):
+                hidden, selection, _ = layer(hidden, rope, step.positions, step.layer(i))
+                chosen[i] += [p[:n].tolist() for p, n in zip(selection.positions, selection.counts, strict=True)]
+            logits.append(model.logits(hidden))
+    return torch.cat(logits), chosen
+
+
+def has_near_tie(model: Model, ids: list[int]) -> bool:
+    """Whether any query's last chosen and first left-out score are too close for two correct programs to agree."""
+    gaps: list[float] = []
+
+    def measure(indexer: Any, inputs: Any, _output: object) -> None:
+        indexer.top_k += 1
+        selection = indexer.forward(*inputs)
+        indexer.top_k -= 1
+        lowest = selection.scores[selection.counts > indexer.top_k].topk(2, dim=-1, largest=False).values
+        gaps.extend((lowest[:, 1] - lowest[:, 0]).tolist())
+
+    hooks = [layer.attn.indexer.register_forward_hook(measure) for layer in model.layers]  # type: ignore[attr-defined]
+    our_forward(model, ids, len(ids))
+    for hook in hooks:
+        hook.remove()
+    return min(gaps, default=1.0) < NEAR_TIE
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 32, 512])
+def test_logits_and_selections(
+    ours: Model, theirs: DeepseekV32ForCausalLM, prompts: list[list[int]], chunk: int
+) -> None:
+    comparable = [ids for ids in prompts if not has_near_tie(ours, ids)]
+    assert len(comparable) >= len(prompts) - 2
+    for ids in comparable:
+        expected, picks = their_forward(theirs, ids)
+        logits, chosen = our_forward(ours, ids, chunk)
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+        for mine, reference in zip(chosen, picks, strict=True):
+            for query, positions in enumerate(mine):
+                assert positions == sorted(p for p in reference[query].tolist() if p <= query)
+
+
+def greedy(model: DeepseekV32ForCausalLM, ids: list[int]) -> list[int]:
+    # The mask is given because transformers otherwise takes every pad token in a random prompt for padding.
+    prompt = torch.tensor([ids])
+    out = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return [int(token) for token in out[0, len(ids) :]]
+
+
+@pytest.mark.parametrize(("batch_size", "chunk", "block_size"), [(1, 512, 64), (6, 512, 8), (3, 13, 5), (2, 1, 1)])
+def test_greedy_tokens_and_recorded_selections(
+    ours: Model,
+    theirs: DeepseekV32ForCausalLM,
+    prompts: list[list[int]],
+    batch_size: int,
+    chunk: int,
+    block_size: int,
+) -> None:
+    options = EngineOptions(batch_size=batch_size, prefill_chunk=chunk, block_size=block_size, record=True)
+    tokens: dict[int, list[int]] = {}
+    records: dict[tuple[int, int, int], list[int]] = {}
+    for step in Engine(ours, options).run([Request(i, ids, NEW_TOKENS) for i, ids in enumerate(prompts)]):
+        tokens |= {completion.request_id: completion.token_ids for completion in step.finished}
+        if step.records is None:
+            continue
+        for b, request in enumerate(step.records.request_id.tolist()):
+            for layer, positions in enumerate(step.records.positions[:, b, : step.records.counts[b]]):
+                key = (request, layer, int(step.records.step_idx[b]))
+                assert key not in records
+                records[key] = positions.tolist()
+    assert len(records) == len(prompts) * len(ours.layers) * (NEW_TOKENS - 1)
+    comparable = {i: ids for i, ids in enumerate(prompts) if not has_near_tie(ours, ids + tokens[i])}
+    assert len(comparable) >= len(prompts) - 2
+    for i, ids in comparable.items():
+        assert tokens[i] == greedy(theirs, ids)
+        _, picks = their_forward(theirs, ids + tokens[i])
+        for layer, reference in enumerate(picks):
+            for step_idx in range(NEW_TOKENS - 1):
+                query = len(ids) + step_idx
+                assert records[i, layer, step_idx] == sorted(p for p in reference[query].tolist() if p <= query)
