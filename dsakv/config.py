@@ -5,13 +5,23 @@ How flags, environment and preset files fill it is in ``dsakv.settings``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+Text = Annotated[str, Meta(min_length=1)]
+Count = Annotated[int, Meta(ge=1)]
+Distance = Annotated[int, Meta(ge=0)]
+
 
 def key(help: str, *, flag: str | None = None, old_env: str | None = None, **bounds: Any) -> Meta:
-    """Describe a key. ``flag`` where it is not ``--<key>``; ``old_env`` is the variable's name in older scripts."""
+    """Describe a key.
+
+    ``flag`` where it is not ``--<key>`` (``--<key>/--no-<key>`` for a bool); ``old_env`` is the variable's name in
+    older scripts; ``bounds`` are msgspec's (``ge``, ``gt``, ``le``, ``lt``).
+    """
     return Meta(description=help, extra={"flag": flag, "old_env": old_env}, **bounds)
 
 
@@ -21,14 +31,14 @@ class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 class ModelConfig(Section, frozen=True):
     ckpt_path: Annotated[
-        str | None,
+        Text | None,
         key(
             "Checkpoint directory (Hugging Face layout). Without it the embedded random-weight model runs.",
             old_env="CKPT_PATH",
         ),
     ] = None
     config: Annotated[
-        str | None,
+        Text | None,
         key(
             "Model shape: DeepSeek's JSON or a Hugging Face config.json; a bare name is looked up in configs/ too. "
             "Default: the checkpoint's own.",
@@ -51,20 +61,21 @@ class EngineConfig(Section, frozen=True):
     batch_size: Annotated[int, key("Sequences that run at the same time.", ge=1)] = 1
     max_new_tokens: Annotated[int, key("Tokens to generate for each request.", ge=1)] = 64
     temperature: Annotated[float, key("Sampling temperature; 0 is greedy.", ge=0.0)] = 0.6
-    seed: Annotated[int, key("Seed of sampling, generated workloads and trace sampling.", ge=0)] = 0
+    seed: Annotated[int, key("Seed of sampling, generated workloads and trace sampling.", ge=0, le=2**63 - 1)] = 0
     kv_block_size: Annotated[int, key("Tokens in a KV block.", old_env="DS_TRACE_KV_BLOCK_SIZE", ge=1)] = 64
     prefill_chunk: Annotated[int, key("Prompt tokens prefilled in one step.", ge=1)] = 512
 
 
 class TraceConfig(Section, frozen=True):
     enable: Annotated[
-        bool, key("Record what the indexer selects.", flag="--trace-enable", old_env="DS_TRACE_ENABLE")
+        bool,
+        key("Record what the indexer selects.", flag="--trace-enable/--trace-no-enable", old_env="DS_TRACE_ENABLE"),
     ] = False
     out: Annotated[
-        str | None,
+        Text | None,
         key("Directory of the run. Default: outputs/<workload>_<time>.", flag="--trace-out", old_env="DS_TRACE_OUT"),
     ] = None
-    resume: Annotated[bool, key("Go on with the interrupted run in --trace-out.", flag="--resume")] = False
+    resume: Annotated[bool, key("Go on with the interrupted run in --trace-out.")] = False
     store_token_pos: Annotated[
         bool,
         key(
@@ -77,16 +88,24 @@ class TraceConfig(Section, frozen=True):
         bool,
         key(
             "Keep every index score instead of min, mean and max.",
-            flag="--trace-store-scores",
+            flag="--trace-store-scores/--trace-no-store-scores",
             old_env="DS_TRACE_STORE_SCORES",
         ),
     ] = False
     store_block_ids: Annotated[
         bool,
-        key("Keep the ids of the touched blocks.", flag="--trace-store-block-ids", old_env="DS_TRACE_RECORD_BLOCK_IDS"),
+        key(
+            "Keep the ids of the touched blocks.",
+            flag="--trace-store-block-ids/--trace-no-store-block-ids",
+            old_env="DS_TRACE_RECORD_BLOCK_IDS",
+        ),
     ] = False
     store_text: Annotated[
-        bool, key("Keep prompts and completions, texts and token ids, in requests.jsonl.", flag="--trace-store-text")
+        bool,
+        key(
+            "Keep prompts and completions, texts and token ids, in requests.jsonl.",
+            flag="--trace-store-text/--trace-no-store-text",
+        ),
     ] = False
     sample_rate: Annotated[
         float,
@@ -132,17 +151,17 @@ class WorkloadConfig(Section, frozen=True):
 
 
 class RulerConfig(Section, frozen=True):
-    tasks: Annotated[tuple[str, ...], key("Comma-separated RULER tasks; all takes every task.")] = ("all",)
+    tasks: Annotated[tuple[Text, ...], key("Comma-separated RULER tasks; all takes every task.")] = ("all",)
     context_length: Annotated[int, key("Tokens of prompt and answer together for generated items.", ge=256)] = 4096
     data: Annotated[
-        str | None, key("RULER JSONL file or directory to read in place of the generator.", flag="--ruler-data")
+        Text | None, key("RULER JSONL file or directory to read in place of the generator.", flag="--ruler-data")
     ] = None
 
 
 class GenerateConfig(Section, frozen=True):
-    prompt: Annotated[str | None, key("One prompt.")] = None
+    prompt: Annotated[Text | None, key("One prompt.")] = None
     input_file: Annotated[
-        str | None, key("Prompts: .txt (split at blank lines) or .jsonl (prompt, messages or prompt_token_ids).")
+        Text | None, key("Prompts: .txt (split at blank lines) or .jsonl (prompt, messages or prompt_token_ids).")
     ] = None
     interactive: Annotated[bool, key("Chat; /clear starts over, /exit leaves.")] = False
     json: Annotated[bool, key("Print one JSON line for each completion.")] = False
@@ -150,22 +169,28 @@ class GenerateConfig(Section, frozen=True):
 
 class AnalyzeConfig(Section, frozen=True):
     input: Annotated[
-        str | None,
+        Text | None,
         key("Trace directory, run directory, or a directory of runs. Default: the newest run under outputs/."),
     ] = None
-    out: Annotated[str | None, key("Where the results go. Default: analysis.json in the first trace directory.")] = None
+    out: Annotated[Text | None, key("Where the results go. Default: analysis.json in the first trace directory.")] = (
+        None
+    )
     block_size: Annotated[int, key("Tokens in a block; 0 takes it from the trace.", ge=0)] = 0
-    block_sizes: Annotated[tuple[int, ...], key("Comma-separated block sizes, one result each.")] = ()
+    block_sizes: Annotated[tuple[Count, ...], key("Comma-separated block sizes, one result each.")] = ()
     key_mode: Annotated[Literal["request_layer", "request"], key("What makes a stream.")] = "request_layer"
-    ws_windows: Annotated[tuple[int, ...], key("Working-set windows in steps.")] = (1, 4, 16, 64)
-    recent_token_windows: Annotated[tuple[int, ...], key("Windows of the recent-token share, in tokens.")] = (
+    ws_windows: Annotated[tuple[Count, ...], key("Working-set windows in steps.")] = (1, 4, 16, 64)
+    recent_token_windows: Annotated[tuple[Distance, ...], key("Windows of the recent-token share, in tokens.")] = (
         256,
         1024,
         4096,
     )
-    recent_block_windows: Annotated[tuple[int, ...], key("Windows of the recent-block share, in blocks.")] = (4, 16, 64)
+    recent_block_windows: Annotated[tuple[Distance, ...], key("Windows of the recent-block share, in blocks.")] = (
+        4,
+        16,
+        64,
+    )
     reuse_cap_steps: Annotated[int, key("Largest reuse distance told apart.", ge=1)] = 2048
-    lru_caps: Annotated[tuple[int, ...], key("Cache capacities to simulate, in blocks.")] = (128, 256, 512, 1024)
+    lru_caps: Annotated[tuple[Count, ...], key("Cache capacities to simulate, in blocks.")] = (128, 256, 512, 1024)
     lru_mode: Annotated[
         Literal["step", "sequential"], key("Count hits against the cache as the step found it, or access by access.")
     ] = "step"
@@ -173,7 +198,7 @@ class AnalyzeConfig(Section, frozen=True):
     max_steps_per_stream: Annotated[int, key("Records of each stream to analyze; 0 takes all.", ge=0)] = 0
     prefill_tail: Annotated[bool, key("Include the recorded tail of the prefill (negative steps).")] = False
     workers: Annotated[int, key("Processes that read shards side by side.", ge=1)] = 1
-    report: Annotated[str | None, key("Also write a self-contained HTML report to this file.")] = None
+    report: Annotated[Text | None, key("Also write a self-contained HTML report to this file.")] = None
     on_error: Annotated[Literal["strict", "skip"], key("Stop at a bad record, or skip and count it.")] = "strict"
     json: Annotated[bool, key("Print the results as one JSON document.")] = False
 
@@ -188,3 +213,18 @@ class Config(Section, frozen=True):
     ruler: RulerConfig = RulerConfig()
     generate: GenerateConfig = GenerateConfig()
     analyze: AnalyzeConfig = AnalyzeConfig()
+
+
+SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "generate": ("model", "engine", "trace", "generate"),
+        "trace": ("model", "engine", "trace", "workload", "ruler"),
+        "analyze": ("analyze",),
+    }
+)
+"""The sections that each command reads."""
+
+COMMAND_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {"generate": {"engine.max_new_tokens": 200}, "trace": {"trace.enable": True}}
+)
+"""Defaults that differ by command, as ``section.key``."""

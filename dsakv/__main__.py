@@ -1,0 +1,5 @@
+"""``python -m dsakv``."""
+
+from dsakv.cli import main
+
+main()

@@ -1,0 +1,186 @@
+"""The command line: flags become a Config, one library call does the work, its result is printed.
+
+Heavy imports stand inside the commands, so that help and errors answer at once and without torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Annotated, cast
+
+import typer
+
+from dsakv import __version__
+from dsakv.config import Config
+from dsakv.errors import DsakvError
+from dsakv.options import configured
+from dsakv.settings import nearest
+
+app = typer.Typer(
+    help="Run DeepSeek Sparse Attention models, record what they select, decide where the KV cache may live.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+trace_app = typer.Typer(help="Run a workload and record what the indexer selects.")
+app.add_typer(trace_app, name="trace")
+
+# Typer carries its own click or stands on the real one: its public BadParameter leads to the base of either.
+UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__bases__[0])
+
+INTERRUPTED = 130
+RETIRED_FLAGS = {
+    "--dataset": "the workload is a subcommand now: dsakv trace ruler",
+    "--split": "leave it out: RULER prompts are generated; --ruler-data FILE reads those of a split",
+}
+"""Flags of older scripts, and what takes their place."""
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"dsakv {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+@configured("generate", without={"trace.resume"})
+def generate(config: Config) -> None:
+    """Complete prompts, from the command line, a file or a chat."""
+    from dsakv.console import Console
+    from dsakv.jobs.generate import generate as run_generate
+
+    run_generate(config, Console())
+
+
+@trace_app.command("ruler")
+@configured("trace", without={"trace.enable"})
+def trace_ruler(config: Config) -> None:
+    """Trace RULER: needles, variable tracking, common and frequent words at any context length."""
+    from dsakv.console import Console
+    from dsakv.jobs.trace import trace
+
+    trace("ruler", config, Console())
+
+
+@trace_app.command("selfcheck")
+@configured("trace", only={"trace.out"})
+def trace_selfcheck(config: Config) -> None:
+    """Write a small sample trace, without a model, and validate what can be read back from it."""
+    from dsakv.console import Console
+    from dsakv.trace.selfcheck import selfcheck
+
+    report = selfcheck(config.trace.out)
+    checks = sum(report.checks.values())
+    Console().print_data(f"{report.trace_dir}: {report.records} records in {report.files} files passed {checks} checks")
+
+
+@app.command()
+@configured("analyze")
+def analyze(config: Config) -> None:
+    """Turn a trace into locality, working-set and cache figures, and into advice where the KV cache may live."""
+    import orjson
+
+    from dsakv.console import Console
+    from dsakv.jobs.analyze import analyze as run_analyze
+    from dsakv.report.terminal import render
+
+    console = Console()
+    outcome = run_analyze(config.analyze, console)
+    if config.analyze.json:
+        console.print_data(orjson.dumps(outcome.document, option=orjson.OPT_INDENT_2).decode())
+    else:
+        console.print_table(render(outcome.document))
+
+
+def main() -> None:
+    """Entry point of the ``dsakv`` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what the terminal's encoding lacks is shown as an escape
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code. Bugs come out as the exceptions they are."""
+    return guarded(lambda: app(list(arguments) or ["--help"], prog_name="dsakv", standalone_mode=False))
+
+
+def guarded(call: Callable[[], int | None]) -> int:
+    """Exit code of ``call``; errors of the user and of the machine are said in two lines on stderr."""
+    try:
+        code = call() or 0
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except DsakvError as error:
+        return _fail(error.message, error.hint, error.exit_code)
+    except UsageError as error:
+        return _fail(*_usage(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package in ("", "dsakv"):
+            raise
+        return _fail(f"this command needs {package}, which is not installed", f"python -m pip install {package}", 1)
+    except BrokenPipeError:
+        _give_up_stdout()
+        return 1
+    except OSError as error:
+        _give_up_stdout()
+        place = "" if error.filename is None else f"{error.filename}: "
+        return _fail(f"{place}{error.strerror or error}", _disk_hint(error), 1)
+    if code == INTERRUPTED:
+        print("interrupted", file=sys.stderr)
+    return code
+
+
+def _fail(message: str, hint: str, code: int) -> int:
+    """Say what is wrong and what to do next, each on one line. Called while the error is being handled."""
+    if os.environ.get("DSAKV_DEBUG", "0") not in ("", "0"):
+        traceback.print_exc()
+    for label, text in (("error", message), ("hint", hint)):
+        print(f"{label}: {' '.join(text.split())}", file=sys.stderr)
+    return code
+
+
+def _usage(error: typer.BadParameter) -> tuple[str, str]:
+    """Message and hint of a command line that does not parse."""
+    command = error.ctx.command_path if error.ctx else "dsakv"
+    hint = f"{command} --help lists what it takes"
+    flag = getattr(error, "option_name", None)
+    if flag is None:
+        return error.format_message(), hint
+    near = getattr(error, "possibilities", None)
+    if flag in RETIRED_FLAGS:
+        hint = RETIRED_FLAGS[flag]
+    elif near:
+        hint = f"did you mean {nearest(flag, near)}?"
+    return error.message, hint
+
+
+def _disk_hint(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space, or write to another disk"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "name a place that you may write to, or change its permissions"
+    return "check the path, and that its disk is there"
+
+
+def _give_up_stdout() -> None:
+    """Drop what stdout cannot take: Python would fail once more when it flushes at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

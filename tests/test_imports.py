@@ -1,0 +1,130 @@
+"""The rooms of the house: imports point down, and torch stays where it belongs."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import dsakv
+
+ROOT = Path(dsakv.__file__).parent
+LEVELS = [
+    {"cli", "options", "__main__"},
+    {"jobs", "report"},
+    {"engine", "kv", "weights"},
+    {"models", "workloads", "analysis", "trace"},
+    {"kernels", "policies", "prefix", "tokenizer"},
+    {"config", "settings", "request", "console"},
+    {"errors"},
+]
+"""From the top down. Rooms of one level may use each other, but not in a circle."""
+TORCH_ROOMS = {"engine", "models", "kernels", "kv", "weights", "jobs"}
+TORCH_FREE_JOBS = {"dsakv.jobs", "dsakv.jobs.analyze"}
+"""Jobs that run a model are imported when their command is, and only then."""
+HEAVY = {"torch", "transformers", "numpy"}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def level(module: str) -> int:
+    return next(depth for depth, rooms in enumerate(LEVELS) if room(module) in rooms)
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Modules that the import statements below ``tree`` name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            assert node.module is not None
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in MODULES else node.module
+
+
+def at_import(tree: ast.Module) -> ast.Module:
+    """What runs when the module is imported: neither bodies of functions nor what only a type checker sees."""
+
+    class Outside(ast.NodeTransformer):
+        def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+            return None
+
+        def visit_If(self, node: ast.If) -> ast.If | None:
+            return None if ast.unparse(node.test).endswith("TYPE_CHECKING") else node
+
+    outside: ast.Module = Outside().visit(tree)
+    return outside
+
+
+def parsed(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+def loads(module: str) -> set[str]:
+    """Every module that importing ``module`` loads, by its import statements."""
+    seen: set[str] = set()
+    todo = [module]
+    while todo:
+        name = todo.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        if name in MODULES:
+            todo += imports(at_import(parsed(name)))
+            todo += [name.rpartition(".")[0]] if "." in name else []
+    return seen
+
+
+INSIDE = [name for name in MODULES if name != "dsakv"]
+
+
+@pytest.mark.parametrize("module", INSIDE)
+def test_imports_point_down(module: str) -> None:
+    for target in imports(parsed(module)):
+        if target.startswith("dsakv."):
+            assert level(target) >= level(module), f"{module} imports {target}, which stands above it"
+
+
+def test_rooms_form_no_circle() -> None:
+    uses: dict[str, set[str]] = {}
+    for module in INSIDE:
+        targets = {room(target) for target in imports(parsed(module)) if target.startswith("dsakv.")}
+        uses.setdefault(room(module), set()).update(targets - {room(module)})
+    assert list(TopologicalSorter(uses).static_order())
+
+
+@pytest.mark.parametrize(
+    "module", [name for name in INSIDE if room(name) not in TORCH_ROOMS or name in TORCH_FREE_JOBS]
+)
+def test_torch_stays_in_its_rooms(module: str) -> None:
+    assert "torch" not in {target.split(".")[0] for target in loads(module)}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["--help", "--version", "generate --help", "trace ruler --help", "analyze --help", "trace selfcheck -x"],
+)
+def test_help_loads_nothing_heavy(arguments: str) -> None:
+    program = (
+        "import sys; from dsakv.cli import run; run(sys.argv[1:]);"
+        f"sys.exit(' '.join({HEAVY!r} & set(sys.modules)) or 0)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program, *arguments.split()], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
