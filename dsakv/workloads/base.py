@@ -1,0 +1,85 @@
+"""What every workload does, and how a prompt is made to fit the model."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from dsakv.request import Request
+from dsakv.tokenizer import Tokenizer
+
+Span = tuple[int, int]
+
+
+@dataclass(slots=True)
+class InputCounts:
+    """What became of the inputs, counted while requests are drawn."""
+
+    kept: int = 0
+    """Inputs that became requests, truncated ones included."""
+    truncated: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    """By reason."""
+
+
+class Workload(Protocol):
+    """A source of requests. The same options always give the same requests in the same order."""
+
+    name: str
+    counts: InputCounts
+    """Of the last ``requests`` that was drawn from; complete when it is exhausted."""
+
+    def requests(self, tokenizer: Tokenizer, max_prompt_tokens: int) -> Iterator[Request]:
+        """Requests numbered from 0, none with more than ``max_prompt_tokens`` prompt tokens.
+
+        Raises InputError for bad options and bad input files, before the first request where it can be known.
+        """
+        ...
+
+    def score(self, request: Request, text: str) -> float | None:
+        """The workload's own score of a completion, 0 to 1; None where it has none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FittedPrompt:
+    token_ids: list[int]
+    spans: tuple[Span, ...]
+    """Half-open token ranges, in order, of the character spans that survived whole."""
+    truncated_tokens: int
+
+
+def fit_prompt(
+    tokenizer: Tokenizer,
+    text: str,
+    max_prompt_tokens: int,
+    cut: Literal["head", "tail", "middle"],
+    *,
+    answer_prefix: str = "",
+    spans: Iterable[Span] = (),
+) -> FittedPrompt | None:
+    """Encode a prompt, cutting tokens of its text (never of template or answer prefix) until it fits.
+
+    ``cut`` names the part that goes; middle keeps the first ceil and the last floor half. ``spans`` are half-open
+    character ranges of the text; one that loses any token is left out. None where no token of the text would remain.
+    """
+    prompt = tokenizer.encode_prompt_with_offsets(text, answer_prefix)
+    length = prompt.stop - prompt.start
+    excess = max(0, len(prompt.ids) - max_prompt_tokens)
+    keep = length - excess
+    if excess and keep < 1:
+        return None
+    head = {"head": 0, "tail": keep, "middle": keep - keep // 2}[cut]
+    gone = (prompt.start + head, prompt.start + head + excess)
+    token_spans: list[Span] = []
+    for first, last in spans:
+        begin = prompt.start + bisect_right(prompt.offsets, first, key=lambda span: span[1])
+        end = prompt.start + bisect_left(prompt.offsets, last, key=lambda span: span[0])
+        if end <= gone[0] or excess == 0:
+            token_spans.append((begin, end))
+        elif begin >= gone[1]:
+            token_spans.append((begin - excess, end - excess))
+    return FittedPrompt(prompt.ids[: gone[0]] + prompt.ids[gone[1] :], tuple(sorted(token_spans)), excess)

@@ -1,0 +1,84 @@
+"""RULER items from JSONL files, as RULER's generator and its re-publications write them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from dsakv.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One RULER item: the prompt is ``text`` with ``answer_prefix`` behind it."""
+
+    task: str
+    source_id: str
+    text: str
+    answer_prefix: str
+    answers: tuple[str, ...]
+    index: int | str | None = None
+    """The row's own ``index``, which is not unique."""
+
+
+class _Row(msgspec.Struct):
+    # `question` is left alone on purpose: for the QA tasks it lacks the documents that `input` holds.
+    input: str
+    answer_prefix: str = ""
+    outputs: list[str] | str | None = None
+    answer: list[str] | str | None = None
+    index: int | str | None = None
+
+
+def find_files(path: Path) -> dict[str, list[Path]]:
+    """RULER's JSONL files under ``path`` by task: the file's name, or its folder's for ``validation*.jsonl``.
+
+    Raises InputError where there are none.
+    """
+    hint = "give --ruler-data a RULER .jsonl file or a directory of them"
+    if path.is_dir():
+        files = sorted(path.rglob("*.jsonl"))
+    elif path.exists():
+        files = [path]
+    else:
+        raise InputError(f"no such file or directory: {path}", hint)
+    if not files:
+        raise InputError(f"no .jsonl file under {path}", hint)
+    tasks: dict[str, list[Path]] = {}
+    for file in files:
+        task = file.resolve().parent.name if file.stem.startswith("validation") else file.stem
+        tasks.setdefault(task, []).append(file)
+    return tasks
+
+
+def read_items(task: str, file: Path) -> Iterator[Item]:
+    """The items of one file, in order; empty lines are passed over.
+
+    Raises InputError naming ``file:line`` for a row that is no RULER row.
+    """
+    try:
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _item(task, file, number, line)
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}", "check --ruler-data") from error
+
+
+def _item(task: str, file: Path, number: int, line: bytes) -> Item:
+    place = f"{file}:{number}"
+    hint = "a RULER row is one JSON object with `input` (text) and `outputs` (list of texts)"
+    try:
+        row = msgspec.json.decode(line, type=_Row)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{place}: not a RULER row: {error}", hint) from error
+    gold = row.answer if row.outputs is None else row.outputs
+    answers = (gold,) if isinstance(gold, str) else tuple(gold or ())
+    if not answers or not all(answers):
+        raise InputError(f"{place}: no gold answer in `outputs` or `answer`, or an empty one", hint)
+    if not row.input:
+        raise InputError(f"{place}: `input` is empty", hint)
+    return Item(task, place, row.input, row.answer_prefix, answers, row.index)
