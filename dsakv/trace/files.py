@@ -1,0 +1,97 @@
+"""Files of a run: written so that a kill or a full disk leaves nothing half-written, and read back whole."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+
+from dsakv.errors import DsakvError
+
+_SHARD = re.compile(r"trace_steps_(\d+)_(\d+)\.jsonl")
+
+
+def shard_path(trace_dir: Path, request_id: int, requests_per_shard: int) -> Path:
+    """The file of a request's records, which depends on nothing but its id."""
+    start = request_id // requests_per_shard * requests_per_shard
+    return trace_dir / f"trace_steps_{start}_{start + requests_per_shard}.jsonl"
+
+
+def shard_paths(trace_dir: Path) -> list[Path]:
+    """The shards of a trace in numeric order."""
+    found = [(int(m[1]), p) for p in trace_dir.iterdir() if (m := _SHARD.fullmatch(p.name))]
+    return [p for _, p in sorted(found)]
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Each line without its newline, and its place as ``file:line``.
+
+    A last line that lacks its newline counts if it is whole JSON; otherwise a kill has cut it off.
+    """
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.endswith(b"\n") or _is_json(line):
+                yield f"{path}:{number}", line.removesuffix(b"\n")
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        orjson.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def write_all(file: io.FileIO, data: bytes) -> None:
+    """Write all of ``data`` to an unbuffered file, which may take less than it is given at a time."""
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of ``path`` at the end: ``path`` is old or new, never half of one.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    temp = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temp, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temp, path)
+    except BaseException:
+        temp.unlink(missing_ok=True)
+        raise
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What :func:`replacing` leaves in a folder when it is killed."""
+    return list(folder.glob(".*.tmp"))
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write an indented JSON document, whole or not at all.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    with replacing(path) as file:
+        file.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+
+
+def disk_error(error: OSError, path: Path, hint: str) -> DsakvError:
+    """What to tell the user when writing ``path`` failed; a full disk is called by that name."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DsakvError(f"the disk is full: cannot write {path}", hint)
+    return DsakvError(f"cannot write {path}: {error.strerror or error}", hint)

@@ -1,0 +1,181 @@
+"""One JSON object a line: a record of the trace, a finished request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import orjson
+
+from dsakv.config import TraceConfig
+from dsakv.request import Completion, Request
+from dsakv.trace.batch import Floats, Ints, TraceBatch
+from dsakv.trace.records import RATIO_BINS, Derived, PrefixFacts
+
+_LINE = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
+
+
+def record_lines(
+    batch: TraceBatch, derived: Derived, block_size: int, prefix: list[PrefixFacts], options: TraceConfig
+) -> list[bytes]:
+    """Each record of ``batch`` as a line; ``prefix`` [R] holds the facts of its request. Long lists come last."""
+    hbm = batch.fetch["hbm"]
+    unique = derived.unique_blocks
+    counts = np.diff(batch.offsets)
+    first, last = batch.offsets.tolist(), derived.first_block.tolist()
+    last.append(len(derived.block_ids))
+    unused: dict[str, Any] = {"hit_blocks": 0, "bytes_read": 0, "read_ops": 0, "latency_us": None, "batch_size": 0}
+    if options.store_block_ids:
+        unused["hit_block_ids"] = []
+    if batch.scores is None:
+        raise ValueError("a batch without scores cannot be written")
+    scores = batch.scores
+    low, mean, high = score_stats(scores, batch.offsets)
+    columns = zip(
+        _list(batch.request_id),
+        _list(batch.layer_id),
+        _list(batch.index_layer_id),
+        _list(batch.step_idx),
+        _list(batch.engine_step),
+        _list(batch.step_wall_us),
+        _list(batch.seq_len),
+        _list(counts),
+        _list(derived.offset_min),
+        _list(derived.offset_p50),
+        _list(derived.offset_max),
+        _list(unique),
+        _list(derived.touched_bins / RATIO_BINS),
+        _list(counts / unique),
+        _list(derived.tokens_p50),
+        _list(derived.tokens_p95),
+        _list(hbm.bytes_read),
+        _list(hbm.read_ops),
+        _list(np.round(hbm.latency_us, 1)),
+        _list(hbm.batch_size),
+        _list(derived.shared_bins / RATIO_BINS),
+        _list(derived.shared_blocks),
+        prefix,
+        strict=True,
+    )
+    lines = []
+    for r, (
+        request_id,
+        layer_id,
+        index_layer_id,
+        step_idx,
+        engine_step,
+        step_wall_us,
+        seq_len,
+        count,
+        offset_min,
+        offset_p50,
+        offset_max,
+        unique_blocks,
+        touched_ratio,
+        tokens_mean,
+        tokens_p50,
+        tokens_p95,
+        bytes_read,
+        read_ops,
+        latency_us,
+        batch_size,
+        shared_ratio,
+        shared_blocks,
+        facts,
+    ) in enumerate(columns):
+        hit: dict[str, Any] = {
+            "hit_blocks": unique_blocks,
+            "bytes_read": bytes_read,
+            "read_ops": read_ops,
+            "latency_us": latency_us,
+            "batch_size": batch_size,
+        }
+        record: dict[str, Any] = {
+            "event": "dsa_topk",
+            "request_id": request_id,
+            "layer_id": layer_id,
+            "index_layer_id": index_layer_id,
+            "step_idx": step_idx,
+            "engine_step": engine_step,
+            "step_wall_us": step_wall_us,
+            "seq_len_current": seq_len,
+            "unique_token_pos_count": count,
+            "offset_min": offset_min,
+            "offset_p50": offset_p50,
+            "offset_max": offset_max,
+            "block_size_tokens": block_size,
+            "unique_blocks": unique_blocks,
+            "touched_block_ratio": touched_ratio,
+            "tokens_per_touched_block": {"mean": tokens_mean, "p50": tokens_p50, "p95": tokens_p95},
+            "kv_fetch": {"hbm": hit, "local_pool": unused, "remote_pool": unused},
+            "prefix": {
+                "prefix_cache_hit": facts.prefix_cached_blocks > 0,
+                "prefix_cached_blocks": facts.prefix_cached_blocks,
+                "prefix_key": facts.prefix_key,
+                "intersection_ratio": shared_ratio,
+                "intersection_blocks": shared_blocks,
+            },
+        }
+        if not options.store_scores:
+            record["scores_stats"] = {"min": low[r], "mean": mean[r], "max": high[r]}
+        if options.store_block_ids:
+            record["selected_block_ids"] = hit["hit_block_ids"] = derived.block_ids[last[r] : last[r + 1]]
+        if options.store_token_pos:
+            record["selected_token_pos"] = batch.positions[first[r] : first[r + 1]]
+        if options.store_scores:
+            record["scores_topk"] = scores[first[r] : first[r + 1]]
+        lines.append(orjson.dumps(record, option=_LINE))
+    return lines
+
+
+def score_stats(scores: Floats, offsets: Ints) -> tuple[Floats, Floats, Floats]:
+    """Least, mean and greatest score of each record: float32 [R] each."""
+    first = offsets[:-1]
+    mean = np.add.reduceat(scores, first, dtype=np.float64) / np.diff(offsets)
+    return np.minimum.reduceat(scores, first), mean.astype(np.float32), np.maximum.reduceat(scores, first)
+
+
+def request_line(
+    request: Request,
+    completion: Completion,
+    facts: PrefixFacts,
+    records: int,
+    text: str | None,
+    score: float | None,
+    store_text: bool,
+) -> bytes:
+    """What ``requests.jsonl`` says of a finished request; ``records`` is the number of its lines in the trace."""
+    line: dict[str, Any] = {
+        "request_id": request.request_id,
+        "source_id": request.source_id,
+        "prompt_tokens": completion.prompt_tokens,
+        "completion_tokens": len(completion.token_ids),
+        "decode_steps": completion.decode_steps,
+        "records": records,
+        "finish_reason": completion.finish_reason,
+        "truncated": request.truncated_tokens > 0,
+        "truncated_tokens": request.truncated_tokens,
+        "arrival_ms": completion.arrival_ms,
+        "queue_ms": completion.queue_ms,
+        "ttft_ms": completion.ttft_ms,
+        "tpot_ms": completion.tpot_ms,
+        "latency_ms": completion.latency_ms,
+        "prefix_cache_hit": facts.prefix_cached_blocks > 0,
+        "prefix_cached_blocks": facts.prefix_cached_blocks,
+        "prefix_key": facts.prefix_key,
+    }
+    if score is not None:
+        line["score"] = score
+    line["needle_spans"] = request.needle_spans
+    line["metadata"] = request.metadata
+    if store_text:
+        line["prompt"] = request.prompt
+        line["completion"] = text
+        line["answers"] = request.answers
+        line["prompt_token_ids"] = request.prompt_token_ids
+        line["completion_token_ids"] = completion.token_ids
+    return orjson.dumps(line, option=_LINE)
+
+
+def _list(values: Any) -> list[Any]:
+    return list(values.tolist())

@@ -1,0 +1,109 @@
+"""Where traces are: directories that hold ``trace_steps*.jsonl``, found below whatever the user names."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from dsakv.errors import DsakvError, InputError
+
+_SHARD = re.compile(r"trace_steps(_.*)?\.jsonl")
+_UNREAD = re.compile(r"trace_steps(_.*)?\.(jsonl\.\w+|parquet)")
+
+
+@dataclass(frozen=True, slots=True)
+class TraceDir:
+    """One trace: the records of one run for one rank."""
+
+    path: Path
+    shards: tuple[Path, ...]
+    """Its files in numeric order."""
+    run_meta: dict[str, Any] | None
+    """``run_meta.json`` as it stands; None where there is none."""
+
+
+def find_traces(root: Path) -> list[TraceDir]:
+    """Every trace at or below ``root``, in natural order of the path.
+
+    Raises:
+        InputError: nothing there, no trace below it, one in a format that is not read, or a damaged ``run_meta.json``.
+        DsakvError: a directory that cannot be read.
+    """
+    if not root.is_dir():
+        what = "is a file" if root.exists() else "does not exist"
+        raise InputError(f"{root} {what}", "name a trace directory, a run directory, or a directory of runs")
+    traces = []
+    for folder, folders, files in os.walk(root, onerror=_unreadable):
+        folders.sort(key=_natural)
+        unread = sorted(name for name in files if _UNREAD.fullmatch(name))
+        if unread:
+            raise InputError(
+                f"{Path(folder, unread[0])}: this trace format cannot be read",
+                "only .jsonl can: decompress .zst with zstd -d, or trace again with --trace-format jsonl",
+            )
+        shards = sorted((name for name in files if _SHARD.fullmatch(name)), key=_natural)
+        if shards:
+            path = Path(folder)
+            traces.append(TraceDir(path, tuple(path / name for name in shards), _load_run_meta(path)))
+    if not traces:
+        raise InputError(
+            f"no trace in {root}", "trace_steps_*.jsonl files are looked for in it and in its subdirectories"
+        )
+    return traces
+
+
+def newest_run(outputs: Path) -> Path:
+    """The directory in ``outputs`` whose trace was written to last.
+
+    Raises:
+        InputError: no trace there.
+    """
+    if not outputs.is_dir():
+        raise InputError(f"there is no {outputs}/ to take the newest run from", "name the trace with --input")
+    try:
+        written = [
+            (path.stat().st_mtime_ns, run)
+            for run in outputs.iterdir()
+            if run.is_dir()
+            for path in run.rglob("trace_steps*")
+            if path.is_file()
+        ]
+    except OSError as error:
+        raise _cannot_read(outputs, error) from error
+    if not written:
+        raise InputError(f"no run in {outputs}/ holds a trace", "name the trace with --input")
+    return max(written)[1]
+
+
+def _load_run_meta(trace_dir: Path) -> dict[str, Any] | None:
+    path = trace_dir / "run_meta.json"
+    try:
+        meta = orjson.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _cannot_read(path, error) from error
+    except orjson.JSONDecodeError as error:
+        raise InputError(f"{path} is not JSON: {error}", "repair it, or move it away and give --block-size") from error
+    if not isinstance(meta, dict):
+        raise InputError(f"{path} holds no JSON object", "repair it, or move it away and give --block-size")
+    return meta
+
+
+def _natural(name: str) -> tuple[tuple[int, str], ...]:
+    """Sort key that compares runs of digits as numbers; a name comes before its own continuation."""
+    stem = name.removesuffix(".jsonl")
+    return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", stem))
+
+
+def _unreadable(error: OSError) -> None:
+    raise _cannot_read(Path(error.filename), error) from error
+
+
+def _cannot_read(path: Path, error: OSError) -> DsakvError:
+    return DsakvError(f"cannot read {path}: {error.strerror}", "check the path and its permissions")

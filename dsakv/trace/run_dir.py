@@ -1,0 +1,196 @@
+"""The folder of one run.
+
+::
+
+    outputs/ruler_20261122T031500/
+      config.json  requests.jsonl
+      block64/  run_meta.json  summary.json  trace_steps_0_4.jsonl  trace_steps_4_8.jsonl ...
+
+How an interrupted run goes on in it is in :mod:`dsakv.trace.resume`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import orjson
+
+from dsakv import __version__
+from dsakv.config import TraceConfig
+from dsakv.errors import DsakvError, InputError
+from dsakv.trace.files import disk_error, leftovers, replacing, shard_paths, write_json
+from dsakv.trace.resume import keep_finished
+
+SCHEMA_VERSION = 1
+_MAY_DIFFER = ("trace.resume", "trace.out")  # --trace-out names the folder itself, by another path perhaps
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """An output folder, ready to be written to. Made by :meth:`create` or :meth:`resume`."""
+
+    path: Path
+    block_size: int
+    finished: frozenset[int] = frozenset()
+    """Requests that are complete on disk: not to be run again."""
+    engine_steps: int = 0
+    """Steps of the engine that the records on disk go up to: numbering goes on from here."""
+
+    @property
+    def trace_dir(self) -> Path:
+        return self.path / f"block{self.block_size}"
+
+    @property
+    def requests_path(self) -> Path:
+        return self.path / "requests.jsonl"
+
+    @staticmethod
+    def check_free(out: str | Path | None) -> None:
+        """Raise DsakvError where ``out`` holds a run already. Asked before a model is loaded, and by ``create``."""
+        if out is not None and Path(out).is_dir() and _holds_run(Path(out)):
+            raise DsakvError(
+                f"{out} holds a run already",
+                "name another folder with --trace-out; an interrupted trace goes on with --resume",
+            )
+
+    @classmethod
+    def create(cls, out: str | Path | None, workload: str, block_size: int, config_json: bytes) -> RunDir:
+        """Start a run in ``out``, by default ``outputs/<workload>_<time>``.
+
+        Raises:
+            DsakvError: ``out`` holds a run already, or cannot be written.
+        """
+        run = cls(Path(out) if out is not None else _default_path(workload), block_size)
+        hint = "name another folder with --trace-out"
+        try:
+            cls.check_free(run.path)
+            made = [p for p in (run.trace_dir, *run.trace_dir.parents) if not p.exists()]
+            try:
+                run.trace_dir.mkdir(parents=True, exist_ok=True)
+                with replacing(run.path / "config.json") as file:
+                    file.write(config_json)
+            except OSError:
+                for folder in made:
+                    if folder.is_dir():
+                        folder.rmdir()
+                raise
+        except OSError as error:
+            raise disk_error(error, run.path, hint) from None
+        return run
+
+    @classmethod
+    def resume(cls, out: str | Path | None, block_size: int, config_json: bytes) -> RunDir:
+        """Go on with the run in ``out``: drop the records of unfinished requests and keep the others.
+
+        A request whose records are not all there counts as unfinished. Killed on the way, it can be called again.
+
+        Raises:
+            InputError: no run there, one with another configuration or without positions, or a damaged file.
+            DsakvError: ``out`` cannot be written.
+        """
+        if out is None:
+            raise InputError("--resume does not know which run to go on with", "name its folder with --trace-out")
+        path = Path(out)
+        try:
+            stored = orjson.loads((path / "config.json").read_bytes())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} holds no run to go on with: {error}", "start one without --resume") from None
+        _same_config(path, stored, orjson.loads(config_json))
+        run = cls(path, block_size)
+        try:
+            run.trace_dir.mkdir(exist_ok=True)
+            for temp in (*leftovers(path), *leftovers(run.trace_dir)):
+                temp.unlink()
+            (run.trace_dir / "summary.json").unlink(missing_ok=True)  # it describes records that go
+            finished, engine_steps = keep_finished(run.requests_path, run.trace_dir)
+        except OSError as error:
+            raise disk_error(error, path, "make the folder writable and free some space, then --resume again") from None
+        return cls(path, block_size, finished, engine_steps)
+
+    def write_meta(
+        self,
+        *,
+        dataset: str,
+        model: dict[str, Any],
+        seed: int,
+        options: TraceConfig,
+        inputs: dict[str, Any],
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Write ``run_meta.json``; a resumed run keeps the one that it has.
+
+        ``model`` describes the model: name, whether its weights are random, layers, top-k, KV bytes a token and
+        layer. ``inputs`` is ``{"kept": n, "truncated": n, "dropped": {reason: n}}``.
+
+        Raises:
+            DsakvError: the disk is full or not writable.
+        """
+        path = self.trace_dir / "run_meta.json"
+        if path.exists():
+            return
+        meta = {
+            "schema_version": SCHEMA_VERSION,
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "dsakv_version": __version__,
+            "dataset": dataset,
+            "model": model,
+            "block_size_tokens": self.block_size,
+            "rank": rank,
+            "world_size": world_size,
+            "seed": seed,
+            "trace": msgspec.to_builtins(options),
+            "inputs": inputs,
+        }
+        try:
+            write_json(path, meta)
+        except OSError as error:
+            raise disk_error(error, path, "free some space or name another folder with --trace-out") from None
+
+
+def _default_path(workload: str) -> Path:
+    first = path = Path("outputs") / f"{workload}_{datetime.now():%Y%m%dT%H%M%S}"
+    again = 2
+    while path.exists():
+        path = first.with_name(f"{first.name}-{again}")
+        again += 1
+    return path
+
+
+def _holds_run(path: Path) -> bool:
+    return any((path / name).exists() for name in ("config.json", "requests.jsonl")) or any(
+        (folder / "run_meta.json").exists() or shard_paths(folder) for folder in path.glob("block*") if folder.is_dir()
+    )
+
+
+def _same_config(path: Path, stored: Any, given: Any) -> None:
+    old, new = dict(_leaves(stored, "")), dict(_leaves(given, ""))
+    absent = object()
+    differing = [
+        key
+        for key in sorted(old.keys() | new.keys())
+        if key not in _MAY_DIFFER and old.get(key, absent) != new.get(key, absent)
+    ]
+    if differing:
+        raise InputError(
+            f"the run in {path} was started with another configuration: {', '.join(differing)}",
+            "repeat its command with --resume (config.json has the values), or start a new run in another --trace-out",
+        )
+    if not new.get("trace.store_token_pos", True):
+        raise InputError(
+            f"the run in {path} keeps no positions, so its summary cannot be made again",
+            "start it over in another --trace-out",
+        )
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _leaves(item, f"{key}.{name}" if key else name)
+    else:
+        yield key, value

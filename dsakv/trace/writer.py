@@ -1,0 +1,245 @@
+"""The live tracer: takes the engine's steps, writes shards, ``requests.jsonl`` and ``summary.json``.
+
+The model's thread only puts each step into a short queue. One writer thread gathers some hundred records, derives
+and writes them at once, so that a record costs microseconds; a full queue makes the model wait rather than lose
+anything.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import queue
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from dsakv.config import TraceConfig
+from dsakv.request import Completion, Request, Step
+from dsakv.trace.files import disk_error, shard_path, write_all, write_json
+from dsakv.trace.jsonl_writer import record_lines, request_line
+from dsakv.trace.records import PrefixFacts, derive, to_batch
+from dsakv.trace.run_dir import RunDir
+from dsakv.trace.summary import Summary, from_shards
+
+QUEUED_STEPS = 16
+BATCH_RECORDS = 256
+
+
+_Outcomes = dict[int, tuple[str | None, float | None]]  # text and score by request id
+
+
+class TraceWriter:
+    """``with TraceWriter(...) as writer: for step in engine.run(requests): writer.write(step)``.
+
+    Also where the loop is left by an error or Ctrl-C, whole lines are on disk and every file is closed.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        options: TraceConfig,
+        *,
+        seed: int,
+        requests: Sequence[Request],
+        prefix: Mapping[int, PrefixFacts],
+        inputs: dict[str, Any],
+        text: Callable[[Completion], str] | None = None,
+        score: Callable[[Completion], float | None] | None = None,
+    ) -> None:
+        """Prepare to write; entering the context starts the writer thread.
+
+        Args:
+            run: the folder. Of a resumed run, ``requests`` are those that are not in ``run.finished``, and its
+                engine steps are numbered on.
+            seed: of the sampling of steps.
+            requests: the requests that steps will hold records of; ``expect`` adds others.
+            prefix: prefix facts by request id.
+            inputs: for the summary: ``{"kept": n, "truncated": n, "dropped": {reason: n}}``, of the whole run.
+            text: what a completion says, for ``--trace-store-text``.
+            score: the workload's score of a completion. Like ``text``, called from :meth:`write`.
+
+        Raises:
+            InputError: the trace to go on with is damaged.
+        """
+        self._run, self._options, self._seed, self._inputs = run, options, seed, inputs
+        self._text, self._score = text, score
+        self._requests: dict[int, Request] = {}
+        self._prefix: dict[int, PrefixFacts] = {}
+        self._shards: dict[int, Path] = {}
+        self._unfinished: Counter[Path] = Counter()
+        for request in requests:
+            self.expect(request, prefix[request.request_id])
+        self._summary = from_shards(run.trace_dir, run.block_size) if run.finished else Summary()
+        self._done = len(run.finished)
+        self._files: dict[Path, io.FileIO] = {}
+        self._gathered: list[Step] = []
+        self._gathered_records = 0
+        self._written: Counter[int] = Counter()
+        self._decode_steps: Counter[int] = Counter()
+        self._error: Exception | None = None
+        self._closed = False
+        self._queue: queue.Queue[tuple[Step, _Outcomes] | None] = queue.Queue(QUEUED_STEPS)
+        self._thread = threading.Thread(target=self._work, name="trace-writer")
+
+    def expect(self, request: Request, prefix: PrefixFacts) -> None:
+        """Announce a request that the constructor did not name, before the first step that runs it (a chat's turn)."""
+        self._requests[request.request_id] = request
+        self._prefix[request.request_id] = prefix
+        shard = shard_path(self._run.trace_dir, request.request_id, self._options.requests_per_shard)
+        self._shards[request.request_id] = shard
+        self._unfinished[shard] += 1
+
+    def write(self, step: Step) -> None:
+        """Hand over a step. Its arrays must not be written to any more.
+
+        Raises:
+            DsakvError: the disk is full or not writable, or scores are not finite.
+            ValueError: the engine broke its contract. Either may belong to an earlier step.
+        """
+        if self._error is not None:
+            raise self._error
+        outcomes = {
+            completion.request_id: (
+                self._text(completion) if self._text and self._options.store_text else None,
+                self._score(completion) if self._score else None,
+            )
+            for completion in step.finished
+        }
+        self._queue.put((step, outcomes))
+
+    def close(self) -> None:
+        """Write what is queued, and the summary.
+
+        Raises:
+            As :meth:`write`.
+        """
+        if not self._closed:
+            self._closed = True
+            self._queue.put(None)
+            self._thread.join()
+        if self._error is not None:
+            raise self._error
+        path = self._run.trace_dir / "summary.json"
+        try:
+            write_json(path, self.summary())
+        except OSError as error:
+            raise disk_error(error, path, self._how_to_go_on()) from None
+
+    def summary(self) -> dict[str, Any]:
+        """What ``summary.json`` says; to be asked after :meth:`close`."""
+        return self._summary.to_dict(self._inputs)
+
+    def __enter__(self) -> TraceWriter:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except Exception as own:
+            if own is not error:  # else write() raised it already
+                raise
+
+    def _work(self) -> None:
+        ended = False
+        try:
+            self._append(self._run.requests_path, b"")
+            while not ended:
+                item = self._queue.get()
+                if item is None:
+                    ended = True
+                    self._flush()
+                else:
+                    self._take(*item)
+        except OSError as error:
+            path = Path(error.filename) if error.filename else self._run.path
+            self._error = disk_error(error, path, self._how_to_go_on())
+        except Exception as error:
+            self._error = error
+        finally:
+            for file in self._files.values():
+                file.close()
+        while not ended:  # write() may wait for a place in the queue
+            ended = self._queue.get() is None
+
+    def _take(self, step: Step, outcomes: _Outcomes) -> None:
+        if step.records is not None:
+            if unknown := set(step.records.request_id.tolist()) - self._requests.keys():
+                raise ValueError(f"step {step.index} holds records of unknown requests: {sorted(unknown)}")
+            self._decode_steps.update(step.records.request_id[step.records.step_idx >= 0].tolist())
+            self._gathered.append(step)
+            self._gathered_records += step.records.positions.shape[0] * step.records.positions.shape[1]
+        if step.finished or self._gathered_records >= BATCH_RECORDS:
+            self._flush()
+        if step.finished:
+            self._finish(step.finished, outcomes)
+
+    def _flush(self) -> None:
+        steps, self._gathered, self._gathered_records = self._gathered, [], 0
+        batch = to_batch(steps, self._seed, self._options.sample_rate, self._run.engine_steps)
+        if batch is None:
+            return
+        requests = batch.request_id.tolist()
+        facts = [self._prefix[request_id] for request_id in requests]
+        prefix_blocks = np.array([f.prefix_cached_blocks for f in facts])
+        derived = derive(batch, self._run.block_size, prefix_blocks)
+        lines = record_lines(batch, derived, self._run.block_size, facts, self._options)
+        by_shard: dict[Path, list[bytes]] = {}
+        for request_id, line in zip(requests, lines, strict=True):
+            by_shard.setdefault(self._shards[request_id], []).append(line)
+        for path, own in by_shard.items():
+            self._append(path, b"".join(own))
+        self._written.update(requests)
+        self._summary.add(batch, derived)
+
+    def _finish(self, completions: list[Completion], outcomes: _Outcomes) -> None:
+        for path in {self._shards[completion.request_id] for completion in completions} & self._files.keys():
+            os.fsync(self._files[path].fileno())  # before requests.jsonl declares the records
+        for completion in completions:
+            request_id = completion.request_id
+            ran, traced = completion.decode_steps, self._decode_steps.pop(request_id, 0)
+            if ran != traced:
+                raise ValueError(f"request {request_id} ran {ran} decode steps, but {traced} were traced")
+            line = request_line(
+                self._requests[request_id],
+                completion,
+                self._prefix[request_id],
+                self._written.pop(request_id, 0),
+                *outcomes[request_id],
+                self._options.store_text,
+            )
+            self._append(self._run.requests_path, line)
+            self._summary.finish(request_id)
+            self._done += 1
+            shard = self._shards[request_id]
+            self._unfinished[shard] -= 1
+            if self._unfinished[shard] == 0 and shard in self._files:
+                self._files.pop(shard).close()
+
+    def _append(self, path: Path, data: bytes) -> None:
+        if path not in self._files:
+            self._files[path] = open(path, "ab", buffering=0)  # noqa: SIM115  closed by _finish or at the end
+        try:
+            write_all(self._files[path], data)
+        except OSError as error:
+            error.filename = str(path)
+            raise
+
+    def _how_to_go_on(self) -> str:
+        total = len(self._requests) + len(self._run.finished)
+        if not self._options.store_token_pos:
+            return (
+                f"{self._done} of {total} requests are complete: start over where there is more space, by --trace-out"
+            )
+        return (
+            f"{self._done} of {total} requests are complete: free some space, then go on with "
+            f"--resume --trace-out {self._run.path}"
+        )

@@ -1,0 +1,178 @@
+"""The validator passes what the writer writes and finds what was changed in it."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsakv.errors import DsakvError, InputError
+from dsakv.trace.selfcheck import LAYERS, sample_requests, selfcheck
+from dsakv.trace.validate import validate
+
+Record = dict[str, Any]
+
+
+@pytest.fixture
+def trace_dir(tmp_path: Path) -> Path:
+    return selfcheck(tmp_path / "run").trace_dir
+
+
+def test_selfcheck_reports_what_it_checked(tmp_path: Path) -> None:
+    report = selfcheck(tmp_path / "run")
+    steps = [request.max_new_tokens - 1 + 2 for request in sample_requests()]
+    assert report.records == sum(steps) * LAYERS == report.checks["selections"]
+    assert report.requests == len(steps)
+    assert report.files == 4
+    assert report.checks["summary"] == 7
+    assert report.without_positions == 0
+
+
+def test_selfcheck_refuses_a_folder_that_holds_a_run(tmp_path: Path) -> None:
+    selfcheck(tmp_path / "run")
+    with pytest.raises(DsakvError, match="holds a run already"):
+        selfcheck(tmp_path / "run")
+
+
+def test_no_torch_is_imported() -> None:
+    code = "import sys, dsakv.trace.selfcheck; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def change(path: Path, line: int, edit: Callable[[Record], object]) -> None:
+    lines = path.read_text().splitlines()
+    record = json.loads(lines[line])
+    edit(record)
+    lines[line] = json.dumps(record)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def put(*path: str, value: Any) -> Callable[[Record], object]:
+    def edit(record: Record) -> None:
+        for key in path[:-1]:
+            record = record[key]
+        record[path[-1]] = value
+
+    return edit
+
+
+RECORD_EDITS = [
+    (put("event", value="topk"), "event"),
+    (put("request_id", value=9), "request 9 is not of this shard"),
+    (put("layer_id", value=7), "order"),
+    (put("layer_id", value=1.0), "layer_id is 1.0"),
+    (put("index_layer_id", value=5), "index_layer_id"),
+    (put("step_wall_us", value=-1), "step_wall_us"),
+    (put("seq_len_current", value=400), "seq_len_current"),
+    (put("unique_token_pos_count", value=4), "read_ops"),
+    (put("offset_min", value=-3), "offset_min"),
+    (put("offset_p50", value=77), "offset_p50"),
+    (put("offset_max", value=77), "offset_max"),
+    (put("block_size_tokens", value=64), "block_size_tokens"),
+    (put("unique_blocks", value=40), "hit_blocks"),
+    (put("touched_block_ratio", value=0.123), "touched_block_ratio"),
+    (put("touched_block_ratio", value=float("nan")), "touched_block_ratio is nan"),
+    (put("tokens_per_touched_block", "mean", value=0.5), "tokens_per_touched_block.mean"),
+    (put("tokens_per_touched_block", "p50", value=99), "tokens_per_touched_block.p50"),
+    (put("tokens_per_touched_block", "p95", value=99), "tokens_per_touched_block.p95"),
+    (put("kv_fetch", "hbm", "bytes_read", value=5), "bytes_read"),
+    (put("kv_fetch", "hbm", "latency_us", value=None), "a used tier lacks figures"),
+    (put("kv_fetch", "local_pool", "latency_us", value=1.0), "an unused tier has figures"),
+    (put("kv_fetch", "hbm", "hit_block_ids", value=[]), "hit_block_ids"),
+    (put("prefix", "prefix_cache_hit", value=None), "prefix_cache_hit is None"),
+    (put("prefix", "prefix_cached_blocks", value=1), "prefix_cache_hit is False, not True"),
+    (put("prefix", "prefix_key", value="x"), "prefix_key"),
+    (put("prefix", "intersection_ratio", value=0.5), "intersection_ratio"),
+    (put("prefix", "intersection_blocks", value=3), "intersection_blocks"),
+    (put("scores_stats", "mean", value=1e9), "the mean is not between"),
+    (put("selected_block_ids", value=[9]), "selected_block_ids|hit_block_ids"),
+    (put("selected_token_pos", value=[]), "positions are not integers"),
+    (put("selected_token_pos", value=[0, 1, 1]), "ascending"),
+    (put("selected_token_pos", value=[-1, 0]), "out of range"),
+    (put("selected_token_pos", value=[0, 999]), "out of range"),
+    (put("selected_token_pos", value=[0, True]), "not integers"),
+    (put("selected_token_pos", value=[0]), "unique_token_pos_count"),
+    (put("surprise", value=1), "surprise is not a field"),
+    (lambda record: record.pop("offset_p50"), "offset_p50 missing"),
+    (lambda record: record.pop("selected_token_pos"), "selected_token_pos missing"),
+]
+
+
+@pytest.mark.parametrize(("edit", "complaint"), RECORD_EDITS)
+def test_a_changed_record_is_found(trace_dir: Path, edit: Callable[[Record], object], complaint: str) -> None:
+    shard = trace_dir / "trace_steps_0_2.jsonl"
+    change(shard, 6, edit)
+    with pytest.raises(InputError, match=complaint) as error:
+        validate(trace_dir)
+    assert str(shard) in error.value.message
+
+
+@pytest.mark.parametrize(
+    ("edit", "complaint"),
+    [
+        (lambda lines: lines[1:], "other requests|lacks a layer|counts other records|order"),
+        (lambda lines: lines[:-1], "lacks a layer|counts other records"),
+        (lambda lines: lines[:6] + lines[9:], "counts other records"),
+        (lambda lines: [*lines, lines[-1]], "order"),
+        (lambda lines: lines[::-1], "order"),
+        (lambda lines: [*lines[:4], "{", *lines[4:]], "no JSON"),
+    ],
+)
+def test_lost_repeated_and_mixed_up_lines_are_found(
+    trace_dir: Path, edit: Callable[[list[str]], list[str]], complaint: str
+) -> None:
+    shard = trace_dir / "trace_steps_4_6.jsonl"
+    shard.write_text("\n".join(edit(shard.read_text().splitlines())) + "\n")
+    with pytest.raises(InputError, match=complaint):
+        validate(trace_dir)
+
+
+def test_a_lost_shard_is_found(trace_dir: Path) -> None:
+    (trace_dir / "trace_steps_4_6.jsonl").unlink()
+    with pytest.raises(InputError, match=r"request 4: its records are missing|request 5: its records are missing"):
+        validate(trace_dir)
+
+
+@pytest.mark.parametrize(
+    ("edit", "complaint"),
+    [
+        (put("offsets", "p95", value=0), "offsets is"),
+        (put("unique_blocks", "count", value=0), "unique_blocks is"),
+        (put("touched_block_ratio", "mean", value=0.1), "touched_block_ratio is"),
+        (put("prefix_hot_blocks", "4", value=[]), "prefix_hot_blocks"),
+        (put("inputs", "kept", value=0), "inputs differ"),
+        (lambda summary: summary.pop("offsets"), "offsets missing"),
+    ],
+)
+def test_a_changed_summary_is_found(trace_dir: Path, edit: Callable[[Record], object], complaint: str) -> None:
+    path = trace_dir / "summary.json"
+    summary = json.loads(path.read_bytes())
+    edit(summary)
+    path.write_text(json.dumps(summary))
+    with pytest.raises(InputError, match=complaint):
+        validate(trace_dir)
+
+
+@pytest.mark.parametrize(
+    ("edit", "complaint"),
+    [
+        (put("records", value=1), "counts other records"),
+        (put("decode_steps", value=1), "a decode step is missing"),
+        (put("prefix_cached_blocks", value=30), "prefix_cache_hit|prefix_cached_blocks"),
+        (put("prompt_tokens", value=1), "seq_len_current"),
+        (put("latency_ms", value="3"), "latency_ms is '3'"),
+        (put("request_id", value=2), "listed twice"),
+    ],
+)
+def test_a_changed_log_is_found(trace_dir: Path, edit: Callable[[Record], object], complaint: str) -> None:
+    change(trace_dir.parent / "requests.jsonl", 1, edit)
+    with pytest.raises(InputError, match=complaint):
+        validate(trace_dir)
+
+
+def test_what_is_no_trace_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"run_meta\.json: No such file"):
+        validate(tmp_path)
