@@ -52,12 +52,18 @@ class Engine:
     def __init__(self, model: Model, options: EngineOptions) -> None:
         self.model = model
         self.options = options
+        self._steps = 0
+
+    def check(self, requests: Iterable[Request]) -> None:
+        """Raise InputError for a request that the model cannot hold."""
+        for request in requests:
+            self._blocks_needed(request)
 
     def run(self, requests: Iterable[Request]) -> Iterator[Step]:
         """Yield the steps that complete ``requests``, admitted in order as others finish.
 
-        The KV cache is sized for the ``batch_size`` longest of them, so all are known at the start. Raises
-        InputError for a request that the model cannot hold.
+        The KV cache is sized for the ``batch_size`` longest of them, so all are known at the start. Steps are
+        numbered on from those of earlier runs. Raises InputError as ``check`` does, before the first step.
         """
         waiting = deque(requests)
         options = self.options
@@ -75,7 +81,6 @@ class Engine:
         manager = BlockManager(n_blocks)
         running: list[Sequence] = []
         epoch = time.perf_counter()
-        index = 0
         while waiting or running:
             while waiting and len(running) < options.batch_size:
                 blocks = manager.allocate(self._blocks_needed(waiting[0]))
@@ -83,17 +88,17 @@ class Engine:
                     break
                 table = BlockTable(blocks, self.model.device)
                 running.append(Sequence(waiting.popleft(), table, options.seed, self.model.device, epoch))
-            step = self._step(index, running, cache, epoch)
+            step = self._step(running, cache, epoch)
             done = {completion.request_id for completion in step.finished}
             for sequence in running:
                 if sequence.request.request_id in done:
                     manager.release(sequence.table.blocks)
             running = [sequence for sequence in running if sequence.request.request_id not in done]
+            self._steps += 1
             yield step
-            index += 1
 
     @torch.inference_mode()
-    def _step(self, index: int, running: list[Sequence], cache: PagedCache, epoch: float) -> Step:
+    def _step(self, running: list[Sequence], cache: PagedCache, epoch: float) -> Step:
         """One forward pass over the next tokens of ``running``."""
         begin = self._clock()
         prefilling = [sequence for sequence in running if sequence.prefilling]
@@ -126,7 +131,7 @@ class Engine:
             if stopped or sequence.generated == sequence.request.max_new_tokens:
                 finished.append(sequence.completion(stopped=stopped, epoch=epoch))
         return Step(
-            index=index,
+            index=self._steps,
             kind="prefill" if prefilling else "decode",
             wall_us=wall_us,
             new_tokens=[(sequence.request.request_id, token) for sequence, token in new_tokens],

@@ -1,0 +1,69 @@
+"""What `generate` and `trace` have in common: the engine as configured, and the trace of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from dsakv.config import Config
+from dsakv.console import Console
+from dsakv.engine.engine import Engine, EngineOptions
+from dsakv.jobs.model import LoadedModel
+from dsakv.prefix import PrefixIndex, prefix_key
+from dsakv.request import Request
+from dsakv.trace.records import PrefixFacts
+
+RANDOM_WEIGHTS = "the model's weights are random: its text and its locality figures mean nothing"
+
+
+def make_engine(config: Config, loaded: LoadedModel, *, record: bool) -> Engine:
+    """The engine that the configuration describes, on a loaded model."""
+    options = EngineOptions(
+        batch_size=config.engine.batch_size,
+        block_size=config.engine.kv_block_size,
+        prefill_chunk=config.engine.prefill_chunk,
+        temperature=config.engine.temperature,
+        seed=config.engine.seed,
+        eos_token_ids=loaded.tokenizer.eos_token_ids,
+        record=record,
+        record_prefill_tail=config.trace.prefill_tail,
+        sync=config.trace.sync_cuda,
+    )
+    return Engine(loaded.model, options)
+
+
+def announce(loaded: LoadedModel, console: Console) -> None:
+    """Say which model runs, and whether its output means anything."""
+    facts = loaded.describe()
+    console.info(
+        f"model {loaded.name}: {facts['n_layers']} layers, top-k {facts['index_topk']}, "
+        f"{facts['dtype']} on {facts['device']}"
+    )
+    if loaded.random_weights:
+        console.warn(RANDOM_WEIGHTS)
+
+
+class PrefixLog:
+    """Prefix facts of requests in the order in which they are run."""
+
+    def __init__(self, block_size: int, key_tokens: int) -> None:
+        self._index = PrefixIndex(block_size)
+        self._key_tokens = key_tokens
+
+    def facts(self, request: Request) -> PrefixFacts:
+        """What earlier requests already held of this prompt; the prompt counts for those that follow."""
+        ids = request.prompt_token_ids
+        facts = PrefixFacts(prefix_key(ids, self._key_tokens), self._index.lookup(ids))
+        self._index.add(ids)
+        return facts
+
+
+def prefix_facts(requests: Iterable[Request], config: Config) -> dict[int, PrefixFacts]:
+    """Prefix facts by request id, each against all requests before it."""
+    log = PrefixLog(config.engine.kv_block_size, config.trace.prefix_key_tokens)
+    return {request.request_id: log.facts(request) for request in requests}
+
+
+def inputs(kept: int, truncated: int = 0, dropped: dict[str, int] | None = None) -> dict[str, Any]:
+    """What became of the inputs, as ``summary.json`` and ``run_meta.json`` hold it."""
+    return {"kept": kept, "truncated": truncated, "dropped": dropped or {}}

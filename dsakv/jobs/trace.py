@@ -1,0 +1,123 @@
+"""`dsakv trace`: run a workload and record what every layer selected in every decode step."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from typing import Any
+
+from dsakv.config import Config
+from dsakv.console import Console
+from dsakv.errors import InputError
+from dsakv.jobs.model import load_model
+from dsakv.jobs.run import announce, inputs, make_engine, prefix_facts
+from dsakv.report.run_summary import render_run
+from dsakv.request import Completion, Request
+from dsakv.settings import resolved_json
+from dsakv.trace.run_dir import RunDir
+from dsakv.trace.size import expected_bytes
+from dsakv.trace.writer import TraceWriter
+from dsakv.workloads import build
+
+LARGE = 5e9
+"""Bytes from which on a trace is worth a word on how to make it smaller."""
+
+
+def trace(name: str, config: Config, console: Console) -> RunDir:
+    """Run workload ``name`` and write its trace; print a summary and how to analyze it.
+
+    Raises InputError for bad options, inputs and checkpoints, DsakvError for output that exists or cannot be written.
+    """
+    if not config.trace.enable:
+        raise InputError("tracing is switched off (DS_TRACE_ENABLE or trace.enable)", "dsakv generate runs without it")
+    if not config.trace.resume:
+        RunDir.check_free(config.trace.out)  # before minutes are spent on loading a model
+    workload = build(name, config)
+    loaded = load_model(config.model)
+    announce(loaded, console)
+    room = loaded.max_seq_len - config.engine.max_new_tokens
+    if room < 1:
+        raise InputError(
+            f"--max-new-tokens {config.engine.max_new_tokens} leaves no room for a prompt: "
+            f"a sequence holds {loaded.max_seq_len} tokens",
+            "lower --max-new-tokens or raise --max-seq-len",
+        )
+    requests: list[Request] = []
+    drawn = workload.requests(loaded.tokenizer, room)
+    with console.progress(None, "preparing prompts", "prompts") as advance:
+        for request in drawn:
+            requests.append(request)
+            advance(1)
+    counts = inputs(workload.counts.kept, workload.counts.truncated, dict(workload.counts.dropped))
+    if not requests:
+        raise InputError(f"no prompt is left to run ({counts['dropped']} dropped)", "raise --max-seq-len")
+    _say_inputs(counts, room, console)
+    size = expected_bytes(
+        requests, loaded.shape.n_layers, loaded.shape.index_topk, config.engine.kv_block_size, config.trace
+    )
+    console.info(f"expecting at most {_bytes(size)} of trace")
+    if size > LARGE:
+        console.info("to make it smaller: fewer --limit or --max-new-tokens, or --trace-sample-rate 0.1")
+
+    block_size = config.engine.kv_block_size
+    stored = resolved_json(config)
+    if config.trace.resume:
+        run = RunDir.resume(config.trace.out, block_size, stored)
+    else:
+        run = RunDir.create(config.trace.out, name, block_size, stored)
+    run.write_meta(dataset=name, model=loaded.describe(), seed=config.engine.seed, options=config.trace, inputs=counts)
+    waiting = [request for request in requests if request.request_id not in run.finished]
+    by_id = {request.request_id: request for request in requests}
+    scores: dict[str, list[float]] = defaultdict(list)
+
+    def text(completion: Completion) -> str:
+        return loaded.tokenizer.decode(completion.token_ids)
+
+    def score(completion: Completion) -> float | None:
+        value = workload.score(by_id[completion.request_id], text(completion))
+        if value is not None:
+            scores[str(by_id[completion.request_id].metadata.get("task", name))].append(value)
+        return value
+
+    console.info(f"tracing {len(waiting)} requests into {run.path}")
+    begin, generated = time.perf_counter(), 0
+    work = sum(len(request.prompt_token_ids) + request.max_new_tokens for request in waiting)
+    with (
+        TraceWriter(
+            run,
+            config.trace,
+            seed=config.engine.seed,
+            requests=waiting,
+            prefix=prefix_facts(requests, config),
+            inputs=counts,
+            text=text,
+            score=score,
+        ) as writer,
+        console.progress(work, "tracing", "tokens") as advance,
+    ):
+        for step in make_engine(config, loaded, record=True).run(waiting):
+            writer.write(step)
+            generated += len(step.new_tokens)
+            unused = sum(by_id[c.request_id].max_new_tokens - c.decode_steps - 1 for c in step.finished)
+            advance(step.prompt_tokens + len(step.new_tokens) + unused)
+    seconds = time.perf_counter() - begin
+    console.print_table(
+        render_run(run.trace_dir, writer.summary(), dict(scores), generated, seconds, loaded.describe())
+    )
+    console.info(f"next: dsakv analyze --input {run.path}")
+    return run
+
+
+def _say_inputs(counts: dict[str, Any], room: int, console: Console) -> None:
+    if counts["truncated"]:
+        console.info(f"{counts['truncated']} prompts cut to {room} tokens")
+    for reason, number in counts["dropped"].items():
+        console.warn(f"{number} inputs dropped: {reason}")
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"

@@ -1,0 +1,58 @@
+"""What a traced run says on the terminal when it is over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+_DISTRIBUTIONS = {
+    "unique_blocks": "blocks touched a record",
+    "touched_block_ratio": "share of the blocks in use",
+    "tokens_per_touched_block": "tokens used of a touched block",
+    "offsets": "distance to the newest token",
+    "prefix_intersection_ratio": "share of touched blocks in a shared prefix",
+}
+
+
+def render_run(
+    trace_dir: Path,
+    summary: Mapping[str, Any],
+    scores: Mapping[str, Sequence[float]],
+    generated: int,
+    seconds: float,
+    model: Mapping[str, Any],
+) -> RenderableType:
+    """Tables of the distributions in ``summary.json`` and, where the workload has one, of the scores by task."""
+    records = summary["unique_blocks"]["count"]
+    facts = Table(title=f"trace {trace_dir}", title_justify="left", show_header=False, box=None)
+    weights = " (random weights: locality figures mean nothing)" if model["random_weights"] else ""
+    facts.add_row("model", f"{model['name']}{weights}")
+    facts.add_row("records", f"{records:,} of {model['n_layers']} layers, top-k {model['index_topk']}")
+    facts.add_row(
+        "generated", f"{generated:,} tokens in {seconds:.1f} s ({generated / max(seconds, 1e-9):.1f} tokens/s)"
+    )
+    parts: list[RenderableType] = [facts]
+    table = Table("selection", "mean", "min", "p50", "p95", "max", title="what was selected", title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for key, label in _DISTRIBUTIONS.items():
+        values = summary[key]
+        if values["count"]:
+            table.add_row(label, *(_number(values[name]) for name in ("mean", "min", "p50", "p95", "max")))
+    if table.row_count:
+        parts.append(table)
+    if scores:
+        quality = Table("task", "requests", "score", title="answers found (1 is all)", title_justify="left")
+        quality.columns[1].justify = quality.columns[2].justify = "right"
+        for task, values in sorted(scores.items()):
+            quality.add_row(task, str(len(values)), f"{sum(values) / len(values):.2f}")
+        parts.append(quality)
+    return Group(*parts)
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
