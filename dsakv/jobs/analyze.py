@@ -1,0 +1,97 @@
+"""``dsakv analyze``: traces in, ``analysis.json`` and, where asked for, an HTML report out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from dsakv.analysis.run import analyze_trace
+from dsakv.config import AnalyzeConfig
+from dsakv.console import Console
+from dsakv.errors import DsakvError, InputError
+from dsakv.report import html
+from dsakv.trace.files import disk_error, replacing
+from dsakv.trace.open import TraceDir, find_traces, newest_run
+
+_MB = 1_000_000
+_ELSEWHERE = "name a file in a directory that can be written to"
+
+
+@dataclass(frozen=True, slots=True)
+class AnalysisOutcome:
+    """What an analysis left behind."""
+
+    document: dict[str, Any]
+    """``{"results": [...]}``, one for each trace directory and block size."""
+    out: Path
+    report: Path | None
+
+
+def analyze(config: AnalyzeConfig, console: Console) -> AnalysisOutcome:
+    """Analyze what ``config.input`` names, by default the newest run under ``outputs/``, and write the results.
+
+    Nothing is written unless every trace could be analyzed.
+
+    Raises:
+        InputError: no trace there, a bad record in strict mode, a trace without positions, options at odds.
+        DsakvError: a file cannot be read or written.
+    """
+    root = Path(config.input) if config.input is not None else newest_run(Path("outputs"))
+    traces = find_traces(root)
+    out = Path(config.out) if config.out is not None else traces[0].path / "analysis.json"
+    report = Path(config.report) if config.report is not None else None
+    _check_targets([out] if report is None else [out, report], traces)
+
+    results = []
+    total = sum(shard.stat().st_size for trace in traces for shard in trace.shards)
+    with console.progress(-(-total // _MB), f"analyzing {root}", "MB") as advance:
+        done = 0
+
+        def read(size: int) -> None:
+            nonlocal done
+            before, done = done, done + size
+            advance(-(-done // _MB) - -(-before // _MB))
+
+        for trace in traces:
+            results += analyze_trace(trace, config, read)
+    for path in dict.fromkeys(result["trace_dir"] for result in results):
+        warnings = next(result["warnings"] for result in results if result["trace_dir"] == path)
+        for warning in warnings:
+            console.warn(f"{path}: {warning}")
+
+    document = {"results": results}
+    _write(out, orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    console.info(f"results: {out}")
+    if report is not None:
+        _write(report, html.render(document).encode())
+        console.info(f"report: {report}")
+    return AnalysisOutcome(document, out, report)
+
+
+def _check_targets(targets: list[Path], traces: Iterable[TraceDir]) -> None:
+    """Say before the work, not after it, that its results have nowhere to go."""
+    if len({target.resolve() for target in targets}) < len(targets):
+        raise InputError("--out and --report name the same file", "give each its own")
+    inputs = {path.resolve() for trace in traces for path in (*trace.shards, trace.path / "run_meta.json")}
+    for target in targets:
+        if target.resolve() in inputs:
+            raise InputError(f"{target} is part of the trace", "name another file for the results")
+        if target.is_dir():
+            raise InputError(f"{target} is a directory", "name a file for the results")
+        folder = next(path for path in target.absolute().parents if path.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            raise DsakvError(f"cannot write {target}: {folder} is not a writable directory", _ELSEWHERE)
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            file.write(data)
+    except OSError as error:
+        raise disk_error(error, path, _ELSEWHERE) from error

@@ -1,0 +1,93 @@
+"""Single figures where the answer is known without computing, or where one figure implies another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from traces import Record, record, run, write_shard
+
+from dsakv.analysis.cache import LruCache
+from dsakv.analysis.history import AccessHistory
+from dsakv.analysis.records import StreamSplitter, touched_blocks
+from dsakv.config import AnalyzeConfig
+from dsakv.trace.jsonl_reader import JsonlReader
+
+
+def result_of(tmp_path: Path, records: list[Record], **options: Any) -> dict[str, Any]:
+    write_shard(tmp_path / "trace_steps.jsonl", records)
+    (result,) = run(tmp_path, AnalyzeConfig(**{"block_size": 1, **options}))
+    return result
+
+
+def test_one_token_is_one_block_of_no_entropy(tmp_path: Path) -> None:
+    stats = result_of(tmp_path, [record(0, 0, 0, [5])], block_size=64)["record_stats"]
+    for name, value in (("unique_blocks", 1), ("block_span", 1), ("block_density", 1), ("tokens_per_block_mean", 1)):
+        assert stats[name] == {"count": 1, "min": value, "max": value, "mean": value, "std": 0}
+    assert stats["block_concentration"]["normalized_entropy"]["mean"] == 0
+    assert stats["block_concentration"]["gini"]["mean"] == 0
+
+
+def test_an_even_spread_has_full_entropy_and_no_gini(tmp_path: Path) -> None:
+    spread = result_of(tmp_path, [record(0, 0, 0, [0, 1, 2, 6, 7, 8, 30, 31, 32])], block_size=3)["record_stats"]
+    assert spread["block_concentration"]["normalized_entropy"]["mean"] == pytest.approx(1.0)
+    assert spread["block_concentration"]["gini"]["mean"] == 0
+
+
+def test_below_the_step_s_set_only_counting_by_access_thrashes(tmp_path: Path) -> None:
+    records = [record(0, 0, step, list(range(8)), 40) for step in range(5)]
+    by_step = result_of(tmp_path, records, lru_caps=(4, 8))["cache_sim"]
+    by_access = result_of(tmp_path, records, lru_caps=(4, 8), lru_mode="sequential")["cache_sim"]
+    assert by_step["4"] == {"capacity_blocks": 4, "hits": 16, "misses": 24, "hit_rate": 0.4}
+    assert by_access["4"]["hits"] == 0
+    assert by_step["8"]["hits"] == by_access["8"]["hits"] == 32
+
+
+def test_distance_counts_steps_and_working_set_counts_records(tmp_path: Path) -> None:
+    records = [record(0, 0, 0, [1]), record(0, 0, 7, [2]), record(0, 0, 10, [1])]
+    result = result_of(tmp_path, records, ws_windows=(1, 2, 3))
+    assert result["temporal_locality"]["reuse_distance_hist_steps"] == {"10": 1}
+    assert [result["working_set"][w]["max"] for w in "123"] == [1, 2, 2]
+    clipped = result_of(tmp_path, records, reuse_cap_steps=4)["temporal_locality"]
+    assert clipped["reuse_distance_hist_steps"] == {"4": 1}
+    assert clipped["reuse_cap_steps"] == 4
+
+
+def test_step_union_joins_what_interleaving_requests_tear_apart(tmp_path: Path) -> None:
+    records = [record(r, layer, step, [r, layer + 2]) for step in range(2) for layer in range(3) for r in range(2)]
+    stats = result_of(tmp_path, records, step_union=True)["record_stats"]
+    assert stats["unique_blocks"] == {"count": 4, "min": 4, "max": 4, "mean": 4, "std": 0}
+    assert stats["tokens_per_block_mean"]["mean"] == 6 / 4
+
+
+@settings(deadline=None)
+@given(st.lists(st.sets(st.integers(0, 15), min_size=1), min_size=1, max_size=12))
+def test_figures_that_imply_each_other(tmp_path_factory: pytest.TempPathFactory, steps: list[set[int]]) -> None:
+    records = [record(0, 0, step, list(chosen)) for step, chosen in enumerate(steps)]
+    result = result_of(tmp_path_factory.mktemp("t"), records, ws_windows=(1, 100), lru_caps=(3, 16))
+    temporal, unbounded = result["temporal_locality"], result["cache_sim"]["16"]
+    accesses = sum(map(len, steps))
+    assert temporal["first_touch_blocks"] + temporal["reuse_samples"] == accesses
+    assert unbounded["hits"] == temporal["reuse_samples"]
+    assert result["cache_sim"]["3"]["hits"] <= unbounded["hits"]
+    assert result["working_set"]["1"] == result["record_stats"]["unique_blocks"]
+    assert result["working_set"]["100"]["max"] == temporal["first_touch_blocks"] == len(set().union(*steps))
+
+
+def test_no_access_has_no_hit_rate() -> None:
+    entry = LruCache((4,), "step").result()["4"]
+    assert entry == {"capacity_blocks": 4, "hits": 0, "misses": 0, "hit_rate": None}
+
+
+def test_what_is_held_back_does_not_keep_its_batch_alive(tmp_path: Path) -> None:
+    write_shard(tmp_path / "t.jsonl", [record(request, 0, 0, [1, 2]) for request in range(3)])
+    splitter = StreamSplitter("request", step_union=True)
+    (batch,) = JsonlReader("strict").read(tmp_path / "t.jsonl")
+    assert list(splitter.split(batch)) == []
+    assert all(held.positions.base is None for step in splitter._open.values() for held in step)
+    (records,) = splitter.flush()
+    history = AccessHistory((1,))
+    assert history.follow(touched_blocks(records, 4)).touches.tolist() == [0, 0, 0]
