@@ -1,6 +1,6 @@
 """The kernels of sparse attention in plain PyTorch: the specification that every other one must match.
 
-Working memory is bounded by ``TILE`` elements whatever the context's length, but for the score matrix itself.
+Working memory is bounded by ``tile_elements`` whatever the context's length, but for the score matrix itself.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import math
 import torch
 from torch import Tensor
 
-TILE = 1 << 20
-"""Elements of an intermediate that still fits the caches of a core."""
-
 FP8_MAX = 448.0  # largest finite float8_e4m3fn
+
+
+def tile_elements(device: torch.device) -> int:
+    """Elements of an intermediate: what a core's cache holds on CPU, enough to fill the device elsewhere."""
+    return 1 << (20 if device.type == "cpu" else 26)
 
 
 def index_scores(q: Tensor, weights: Tensor, keys: Tensor, out: Tensor) -> None:
@@ -26,7 +28,7 @@ def index_scores(q: Tensor, weights: Tensor, keys: Tensor, out: Tensor) -> None:
     n_queries, n_heads, dim = q.shape
     flat = q.float().reshape(n_queries * n_heads, dim)
     gate = weights.unsqueeze(1)  # [T, 1, H]
-    step = max(64, TILE // (n_queries * n_heads))
+    step = max(64, tile_elements(q.device) // (n_queries * n_heads))
     for start in range(0, len(keys), step):
         tile = keys[start : start + step].float()  # [s, D]
         part = out[:, start : start + step]
@@ -53,7 +55,7 @@ def top_k(scores: Tensor, k: int) -> Tensor:
     positions = index.sort(dim=-1).values[:, :k]
     tied = (lowest[:, 0] == lowest[:, 1]) & (lowest[:, 0] > -math.inf)
     if tied.any():
-        for rows in tied.nonzero().squeeze(1).split(max(1, TILE // n_keys)):
+        for rows in tied.nonzero().squeeze(1).split(max(1, tile_elements(scores.device) // n_keys)):
             positions[rows] = _top_k_tied(scores[rows], lowest[rows, :1], k)
     return positions
 

@@ -16,9 +16,6 @@ from dsakv.models.deepseek_v32_shape import DeepseekV32Shape
 from dsakv.models.layers import GatedMLP, RMSNorm, RotaryEmbedding, linear, rotate_halves, rotate_pairs
 from dsakv.models.moe import MoE, RoutingShape
 
-GATHER_TILE = 1 << 22
-"""Elements of KV rows gathered at a time in prefill: a few megabytes stay in the caches until they are used."""
-
 Rope = tuple[Tensor, Tensor]
 
 
@@ -98,7 +95,7 @@ class Attention(nn.Module):
         q = torch.cat((absorbed, rotate_pairs(q_rope, rope)), dim=-1)  # [T, H, R]
 
         mixed, fetches = [], []
-        step = max(1, GATHER_TILE // (selection.positions.shape[1] * q.shape[-1]))
+        step = max(1, kernels.tile_elements(x.device) // (selection.positions.shape[1] * q.shape[-1]))
         for start in range(0, len(x), step):
             rows = slice(start, min(start + step, len(x)))
             gathered, fetch = kv.gather(selection.positions[rows], rows)  # [t, K, R]
