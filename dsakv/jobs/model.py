@@ -90,6 +90,11 @@ def load_model(config: ModelConfig) -> LoadedModel:
     raw = read_config(config_path)
     family = family_of(raw, str(config_path))
     shape = family.parse_shape(raw, str(config_path))
+    if config.index_fp8 and shape.index_head_dim & (shape.index_head_dim - 1):
+        raise InputError(
+            f"--index-fp8 rotates index keys by a Hadamard matrix, which has no size {shape.index_head_dim}",
+            "leave it out: this model's index_head_dim is no power of two",
+        )
     model = family.build(shape, dtype, device, index_fp8=config.index_fp8)
     with Checkpoint(directory) as checkpoint:
         load_parameters(

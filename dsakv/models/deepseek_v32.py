@@ -57,7 +57,8 @@ class Indexer(nn.Module):
         x = torch.cat((rotate_halves(rotated, rope), rest), dim=-1)
         if not self.fp8:
             return x  # the Hadamard rotation keeps dot products: only rounding needs it
-        return kernels.fp8_round(kernels.hadamard(x.float()), power_of_two_scale=self.ue8m0).to(x.dtype)
+        rotated = kernels.hadamard(x.float())
+        return kernels.fp8_round(rotated, block=min(128, self.head_dim), power_of_two_scale=self.ue8m0).to(x.dtype)
 
 
 class Attention(nn.Module):
