@@ -20,6 +20,7 @@ from dsakv.config import Config
 from dsakv.errors import DsakvError
 from dsakv.options import configured
 from dsakv.settings import nearest
+from dsakv.threads import wait_briefly
 
 app = typer.Typer(
     help="Run DeepSeek Sparse Attention models, record what they select, decide where the KV cache may live.",
@@ -60,9 +61,12 @@ def _options(
 def generate(config: Config) -> None:
     """Complete prompts, from the command line, a file or a chat."""
     from dsakv.console import Console
+
+    console = Console()
+    console.info("loading ...")  # PyTorch alone takes seconds
     from dsakv.jobs.generate import generate as run_generate
 
-    run_generate(config, Console())
+    run_generate(config, console)
 
 
 @trace_app.command("ruler")
@@ -70,9 +74,12 @@ def generate(config: Config) -> None:
 def trace_ruler(config: Config) -> None:
     """Trace RULER: needles, variable tracking, common and frequent words at any context length."""
     from dsakv.console import Console
+
+    console = Console()
+    console.info("loading ...")
     from dsakv.jobs.trace import trace
 
-    trace("ruler", config, Console())
+    trace("ruler", config, console)
 
 
 @trace_app.command("selfcheck")
@@ -110,6 +117,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what the terminal's encoding lacks is shown as an escape
             stream.reconfigure(errors="backslashreplace")
+    wait_briefly(os.environ)
     sys.exit(run(sys.argv[1:]))
 
 

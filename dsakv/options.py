@@ -72,10 +72,13 @@ def _options(key: Key, command: str) -> dict[str, Any]:
         option = typer.Option(key.flag, help=text, metavar=_metavar(key), rich_help_panel=panel)
         return {_parameter(key): Annotated[str | None, option]}
     on, off = key.declaration.split("/")
+    undo = f"Switch off: {text[0].lower()}{text[1:]}"
     return {
-        _parameter(key): Annotated[bool | None, typer.Option(on, help=text, hidden=default, rich_help_panel=panel)],
+        _parameter(key): Annotated[
+            bool | None, typer.Option(on, help=text, hidden=default, metavar="", rich_help_panel=panel)
+        ],
         _parameter(key) + OFF: Annotated[
-            bool | None, typer.Option(off, help=text, hidden=not default, rich_help_panel=panel)
+            bool | None, typer.Option(off, help=undo, hidden=not default, metavar="", rich_help_panel=panel)
         ],
     }
 

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
 import sys
 import time
 from typing import Any
+
+from dsakv.threads import wait_briefly
 
 CHUNK = 512
 
@@ -95,6 +98,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="decode steps")
     parser.add_argument("--program", choices=PROGRAMS, help=argparse.SUPPRESS)
     options: Any = parser.parse_args()
+    wait_briefly(os.environ)  # for both programs: the children inherit it
     if options.program:
         print(json.dumps(PROGRAMS[options.program](options.lengths[0], options.steps)))
         return

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import statistics
 import tempfile
 import time
@@ -18,16 +19,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
+from dsakv.threads import wait_briefly
 
-from dsakv.config import Config, ModelConfig, TraceConfig
-from dsakv.engine.engine import Engine, EngineOptions
-from dsakv.jobs.model import load_model
-from dsakv.jobs.run import inputs, prefix_facts
-from dsakv.request import Request, Step
-from dsakv.settings import resolved_json
-from dsakv.trace.run_dir import RunDir
-from dsakv.trace.writer import TraceWriter
+wait_briefly(os.environ)
+
+import torch  # noqa: E402
+
+from dsakv.config import Config, ModelConfig, TraceConfig  # noqa: E402
+from dsakv.engine.engine import Engine, EngineOptions  # noqa: E402
+from dsakv.jobs.model import load_model  # noqa: E402
+from dsakv.jobs.run import inputs, prefix_facts  # noqa: E402
+from dsakv.request import Request, Step  # noqa: E402
+from dsakv.settings import resolved_json  # noqa: E402
+from dsakv.trace.run_dir import RunDir  # noqa: E402
+from dsakv.trace.writer import TraceWriter  # noqa: E402
 
 
 def decoding(engine: Engine, requests: list[Request]) -> Iterator[Step]:

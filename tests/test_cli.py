@@ -57,7 +57,10 @@ def test_help_shows_every_flag_whole_and_its_default(
     wide = capsys.readouterr().out
     for key in keys():
         if key.section in sections and key.path not in without and "Default:" not in key.help:
-            assert f"{key.help} Default: {default_text(key.default_for(command))}." in wide
+            text = f"{key.help} Default: {default_text(key.default_for(command))}."
+            if key.is_bool and key.default_for(command):
+                text = f"Switch off: {text[0].lower()}{text[1:]}"
+            assert text in wide
 
 
 @pytest.mark.parametrize(

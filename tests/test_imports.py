@@ -19,7 +19,7 @@ LEVELS = [
     {"models", "workloads", "analysis", "trace"},
     {"kernels", "policies", "prefix", "tokenizer"},
     {"config", "settings", "request", "console"},
-    {"errors"},
+    {"errors", "threads"},
 ]
 """From the top down. Rooms of one level may use each other, but not in a circle."""
 TORCH_ROOMS = {"engine", "models", "kernels", "kv", "weights", "jobs"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -100,7 +101,11 @@ def _thrashing(figures: Figures) -> float | None:
 
 def _near_capacity(figures: Figures) -> str:
     needed = _mean("working_set", "10")(figures)
-    return "see working_set with --ws-windows 10" if needed is None else f"{needed:.0f} blocks (working_set[10].mean)"
+    return (
+        "see working_set with --ws-windows 10"
+        if needed is None
+        else f"{math.ceil(needed)} blocks (working_set[10].mean)"
+    )
 
 
 def _fixed(threshold: float) -> Callable[[int], float]:

@@ -23,7 +23,7 @@ from dsakv.analysis.recommend import recommend
 from dsakv.config import AnalyzeConfig
 from dsakv.errors import DsakvError, InputError
 from dsakv.trace.jsonl_reader import JsonlReader, ReadCounts
-from dsakv.trace.open import TraceDir
+from dsakv.trace.open import TraceDir, has_random_weights
 
 LARGEST_BLOCK = (1 << 31) - 1
 """Positions are 32-bit integers."""
@@ -194,9 +194,8 @@ def _result(trace: TraceDir, config: AnalyzeConfig, block_size: int, total: Part
 
 
 def _warnings(trace: TraceDir, counts: ReadCounts) -> list[str]:
-    model = (trace.run_meta or {}).get("model")
     warnings = []
-    if isinstance(model, dict) and model.get("random_weights") is True:
+    if has_random_weights(trace.run_meta):
         warnings.append("the model's weights are random: locality numbers mean nothing")
     if counts.rejected:
         bad = sum(rejected.count for rejected in counts.rejected.values())

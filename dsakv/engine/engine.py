@@ -173,17 +173,17 @@ class Engine:
     def _blocks_needed(self, request: Request) -> int:
         total = len(request.prompt_token_ids) + request.max_new_tokens
         if not request.prompt_token_ids:
-            raise InputError(f"request {request.request_id} has an empty prompt", "remove it from the input")
+            raise InputError(f"prompt {request.request_id} is empty", "remove it from the input")
         if total > self.model.max_seq_len:
             raise InputError(
-                f"request {request.request_id}: {len(request.prompt_token_ids)} prompt tokens and "
-                f"{request.max_new_tokens} new ones exceed the model's {self.model.max_seq_len}",
-                "shorten the prompt or lower --max-new-tokens",
+                f"prompt {request.request_id} has {len(request.prompt_token_ids)} tokens; with "
+                f"{request.max_new_tokens} new ones it exceeds the limit of {self.model.max_seq_len}",
+                "shorten the prompt, or lower --max-new-tokens",
             )
         bad = next((t for t in request.prompt_token_ids if not 0 <= t < self.model.vocab_size), None)
         if bad is not None:
             raise InputError(
-                f"request {request.request_id} holds token {bad}, the vocabulary has {self.model.vocab_size}",
+                f"prompt {request.request_id} holds token {bad}, the vocabulary has {self.model.vocab_size}",
                 "were the token ids made for another model?",
             )
         # The last generated token is never computed: its KV is not needed.

@@ -83,6 +83,8 @@ def _check_targets(targets: list[Path], traces: Iterable[TraceDir]) -> None:
             raise InputError(f"{target} is part of the trace", "name another file for the results")
         if target.is_dir():
             raise InputError(f"{target} is a directory", "name a file for the results")
+        if target.exists() and not target.is_file():  # a device would be replaced, not written to
+            raise InputError(f"{target} is no regular file", "name a file for the results; --json prints them")
         folder = next(path for path in target.absolute().parents if path.exists())
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
             raise DsakvError(f"cannot write {target}: {folder} is not a writable directory", _ELSEWHERE)

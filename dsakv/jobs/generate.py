@@ -45,7 +45,7 @@ def generate(config: Config, console: Console) -> None:
     engine = make_engine(config, loaded, record=config.trace.enable)
     requests = [] if given.interactive else read_requests(config, loaded.tokenizer)
     engine.check(requests)
-    with _tape(config, loaded, console) as tape:
+    with _tape(config, loaded, console, inputs(len(requests))) as tape:
         if given.interactive:
             _chat(engine, config, loaded, console, tape)
         elif given.json:
@@ -64,7 +64,8 @@ class _Tape:
         """The steps that complete ``requests``, recorded on the way."""
         if self._writer is not None:
             for request in requests:
-                self._counts["kept"] += 1
+                # A chat's turns come one by one; the requests of a file were counted before the run.
+                self._counts["kept"] = max(self._counts["kept"], request.request_id + 1)
                 self._writer.expect(request, self._log.facts(request))
         for step in engine.run(requests):
             if self._writer is not None:
@@ -73,9 +74,8 @@ class _Tape:
 
 
 @contextmanager
-def _tape(config: Config, loaded: LoadedModel, console: Console) -> Iterator[_Tape]:
+def _tape(config: Config, loaded: LoadedModel, console: Console, counts: dict[str, Any]) -> Iterator[_Tape]:
     log = PrefixLog(config.engine.kv_block_size, config.trace.prefix_key_tokens)
-    counts = inputs(0)
     if not config.trace.enable:
         yield _Tape(None, log, counts)
         return
@@ -87,10 +87,14 @@ def _tape(config: Config, loaded: LoadedModel, console: Console) -> Iterator[_Ta
     def text(completion: Completion) -> str:
         return loaded.tokenizer.decode(completion.token_ids)
 
-    with TraceWriter(
-        run, config.trace, seed=config.engine.seed, requests=[], prefix={}, inputs=counts, text=text
-    ) as writer:
-        yield _Tape(writer, log, counts)
+    try:
+        with TraceWriter(
+            run, config.trace, seed=config.engine.seed, requests=[], prefix={}, inputs=counts, text=text
+        ) as writer:
+            yield _Tape(writer, log, counts)
+    finally:
+        if config.generate.interactive:
+            run.update_inputs(counts)
     console.info(f"trace in {run.path}; next: dsakv analyze --input {run.path}")
 
 
@@ -170,11 +174,14 @@ def _chat(engine: Engine, config: Config, loaded: LoadedModel, console: Console,
 
 def _read_line() -> str | None:
     """The next line of input without its end; None at the end of input."""
-    if sys.stdin.isatty():
-        try:
-            return input("> ")
-        except EOFError:
-            print(file=sys.stderr)
-            return None
-    line = sys.stdin.readline()
+    try:
+        if sys.stdin.isatty():
+            print("> ", end="", file=sys.stderr, flush=True)  # input() would put it on stdout, among the data
+            return input()
+        line = sys.stdin.readline()
+    except EOFError:
+        print(file=sys.stderr)
+        return None
+    except UnicodeDecodeError as error:
+        raise InputError(f"the input is no UTF-8: {error}", "convert it, or set PYTHONUTF8=1 if it is") from error
     return line.rstrip("\r\n") if line else None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 
 import dsakv
 from dsakv.config import ModelConfig
@@ -77,10 +78,11 @@ def load_model(config: ModelConfig) -> LoadedModel:
             raise InputError("--config without --ckpt-path", "name the checkpoint that has this shape")
         try:
             directory = ensure_tiny_model(cache_home())
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
             raise DsakvError(
-                f"cannot make the embedded model in {cache_home()}: {error.strerror}",
-                "set DSAKV_HOME to a writable folder",
+                f"cannot make the embedded model in {cache_home()}: {reason}",
+                "set DSAKV_HOME to a writable folder with 30 MB free",
             ) from error
     else:
         directory = Path(config.ckpt_path).expanduser()
@@ -108,7 +110,9 @@ def load_model(config: ModelConfig) -> LoadedModel:
                 "lower it, or leave it out",
             )
         ready.max_seq_len = config.max_seq_len
-    random_weights = bool(raw.get("dsakv_random_weights", False))
+    own = directory / "config.json"  # the mark belongs to the weights, whichever shape they are read with
+    marked = read_config(own) if own.is_file() else raw
+    random_weights = bool(marked.get("dsakv_random_weights", False))
     name = "tiny-random (embedded)" if config.ckpt_path is None else directory.resolve().name
     return LoadedModel(ready, load_tokenizer(directory), shape, name, random_weights, config.index_fp8)
 

@@ -72,14 +72,17 @@ def _from_jsonl(text: str, path: Path, config: Config, tokenizer: Tokenizer) -> 
                 f"{place} has {' and '.join(given) or 'none'} of prompt, messages and prompt_token_ids",
                 "give one of them",
             )
-        if item.prompt is not None:
-            ids = tokenizer.encode_prompt(item.prompt)
-        elif item.messages is not None:
-            ids = tokenizer.encode_messages([{"role": m.role, "content": m.content} for m in item.messages])
-        else:
-            ids = list(item.prompt_token_ids or [])
-        if not ids:
+        if not getattr(item, given[0]):
             raise InputError(f"{place}: the prompt is empty", "remove the line or fill it")
+        try:
+            if item.prompt is not None:
+                ids = tokenizer.encode_prompt(item.prompt)
+            elif item.messages is not None:
+                ids = tokenizer.encode_messages([{"role": m.role, "content": m.content} for m in item.messages])
+            else:
+                ids = list(item.prompt_token_ids or [])
+        except InputError as error:
+            raise InputError(f"{place}: {error.message}", error.hint) from error
         yield _request(request_id, ids, config, str(raw.get("request_id", "")), item.prompt)
         request_id += 1
 

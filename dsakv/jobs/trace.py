@@ -6,6 +6,8 @@ import time
 from collections import defaultdict
 from typing import Any
 
+import orjson
+
 from dsakv.config import Config
 from dsakv.console import Console
 from dsakv.errors import InputError
@@ -14,6 +16,7 @@ from dsakv.jobs.run import announce, inputs, make_engine, prefix_facts
 from dsakv.report.run_summary import render_run
 from dsakv.request import Completion, Request
 from dsakv.settings import resolved_json
+from dsakv.trace.files import read_lines
 from dsakv.trace.run_dir import RunDir
 from dsakv.trace.size import expected_bytes
 from dsakv.trace.writer import TraceWriter
@@ -50,7 +53,11 @@ def trace(name: str, config: Config, console: Console) -> RunDir:
             advance(1)
     counts = inputs(workload.counts.kept, workload.counts.truncated, dict(workload.counts.dropped))
     if not requests:
-        raise InputError(f"no prompt is left to run ({counts['dropped']} dropped)", "raise --max-seq-len")
+        reasons = "; ".join(f"{number} dropped: {reason}" for reason, number in counts["dropped"].items())
+        raise InputError(
+            f"no prompt is left to run ({reasons or 'the workload has none'})",
+            "lower --max-new-tokens or raise --max-seq-len",
+        )
     _say_inputs(counts, room, console)
     size = expected_bytes(
         requests, loaded.shape.n_layers, loaded.shape.index_topk, config.engine.kv_block_size, config.trace
@@ -68,16 +75,12 @@ def trace(name: str, config: Config, console: Console) -> RunDir:
     run.write_meta(dataset=name, model=loaded.describe(), seed=config.engine.seed, options=config.trace, inputs=counts)
     waiting = [request for request in requests if request.request_id not in run.finished]
     by_id = {request.request_id: request for request in requests}
-    scores: dict[str, list[float]] = defaultdict(list)
 
     def text(completion: Completion) -> str:
         return loaded.tokenizer.decode(completion.token_ids)
 
     def score(completion: Completion) -> float | None:
-        value = workload.score(by_id[completion.request_id], text(completion))
-        if value is not None:
-            scores[str(by_id[completion.request_id].metadata.get("task", name))].append(value)
-        return value
+        return workload.score(by_id[completion.request_id], text(completion))
 
     console.info(f"tracing {len(waiting)} requests into {run.path}")
     begin, generated = time.perf_counter(), 0
@@ -101,11 +104,20 @@ def trace(name: str, config: Config, console: Console) -> RunDir:
             unused = sum(by_id[c.request_id].max_new_tokens - c.decode_steps - 1 for c in step.finished)
             advance(step.prompt_tokens + len(step.new_tokens) + unused)
     seconds = time.perf_counter() - begin
-    console.print_table(
-        render_run(run.trace_dir, writer.summary(), dict(scores), generated, seconds, loaded.describe())
-    )
+    scores = _scores(run, name)
+    console.print_table(render_run(run.trace_dir, writer.summary(), scores, generated, seconds, loaded.describe()))
     console.info(f"next: dsakv analyze --input {run.path}")
     return run
+
+
+def _scores(run: RunDir, name: str) -> dict[str, list[float]]:
+    """Scores by task of all finished requests, those before an interruption too."""
+    scores: dict[str, list[float]] = defaultdict(list)
+    for _, line in read_lines(run.requests_path):
+        entry = orjson.loads(line)
+        if "score" in entry:
+            scores[str(entry["metadata"].get("task", name))].append(entry["score"])
+    return dict(scores)
 
 
 def _say_inputs(counts: dict[str, Any], room: int, console: Console) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from typing import Any, Literal
 
 import msgspec
@@ -50,6 +51,12 @@ def _check(shape: DeepseekV32Shape, source: str) -> None:
         value = getattr(shape, name)
         if type(value) is int and value < (0 if name == "n_dense_layers" else 1):
             raise InputError(f"{source}: {name} is {value}", "it must be at least 1")
+    constants = {name: getattr(shape, name) for name in ("route_scale", "norm_eps", "rope_theta")}
+    if shape.yarn:
+        constants |= {f"YaRN's {name}": value for name, value in vars(shape.yarn).items()}
+    for name, value in constants.items():
+        if not 0 < value < math.inf:
+            raise InputError(f"{source}: {name} is {value}", "it must be more than 0")
     experts, groups = shape.n_routed_experts, shape.n_expert_groups
     rules = [
         (experts % groups == 0, f"{experts} routed experts do not divide into {groups} groups"),
@@ -59,6 +66,7 @@ def _check(shape: DeepseekV32Shape, source: str) -> None:
             shape.n_activated_experts <= experts // groups * shape.n_limited_groups,
             f"{shape.n_activated_experts} experts activated, more than the chosen groups hold",
         ),
+        (shape.rope_theta != 1, "rope_theta is 1, which turns nothing"),
         (shape.qk_rope_head_dim % 2 == 0, f"qk_rope_head_dim {shape.qk_rope_head_dim} is odd"),
         (
             shape.qk_rope_head_dim <= shape.index_head_dim,
@@ -185,6 +193,36 @@ _HF_FIXED = {
 """Keys that a config may hold, with the only value that the architecture knows."""
 
 
+class _HfRope(Struct, frozen=True, kw_only=True):
+    """``rope_parameters``, or ``rope_scaling`` of older configs."""
+
+    rope_type: str | None = None
+    type: str | None = None
+    """The older name of ``rope_type``."""
+    rope_theta: float | None = None
+    factor: float | None = None
+    original_max_position_embeddings: int | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    attention_factor: float | None = None
+
+
+class _HfQuantization(Struct, frozen=True):
+    scale_fmt: str | None = None
+
+
+class _HfFurther(Struct, frozen=True, kw_only=True):
+    """What a Hugging Face config may hold beside ``_HF_KEYS``."""
+
+    mlp_layer_types: list[str] | None = None
+    quantization_config: _HfQuantization | None = None
+    rope_parameters: _HfRope | None = None
+    rope_scaling: _HfRope | None = None
+    rope_theta: float = 10000.0
+
+
 def _from_hugging_face(config: dict[str, Any], source: str) -> DeepseekV32Shape:
     for key, value in _HF_FIXED.items():
         if config.get(key, value) != value:
@@ -192,48 +230,51 @@ def _from_hugging_face(config: dict[str, Any], source: str) -> DeepseekV32Shape:
     missing = [key for key in _HF_KEYS.values() if key not in config]
     if missing:
         raise InputError(f"{source}: {missing[0]!r} is missing", "is this the config.json of a deepseek_v32 model?")
-    dense = config["first_k_dense_replace"]
-    types = config.get("mlp_layer_types")
-    if types is not None and types != ["dense"] * dense + ["sparse"] * (len(types) - dense):
-        raise InputError(f"{source}: mlp_layer_types mixes dense and sparse layers", "dense layers must come first")
+    try:
+        further = msgspec.convert(config, _HfFurther)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{source}: {error}", "correct the value in the file") from error
     fields = {ours: config[theirs] for ours, theirs in _HF_KEYS.items()}
-    rope = config.get("rope_parameters") or {}
-    theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
-    scaling = rope or config.get("rope_scaling") or {}
+    # As in transformers, the older key counts where both are there.
+    rope = (further.rope_scaling if config.get("rope_scaling") else further.rope_parameters) or _HfRope()
     fields |= {
-        "scale_fmt": (config.get("quantization_config") or {}).get("scale_fmt"),
-        "rope_theta": theta,
-        "yarn": _hf_yarn(scaling, fields["max_seq_len"], source),
+        "scale_fmt": further.quantization_config.scale_fmt if further.quantization_config else None,
+        "rope_theta": further.rope_theta if rope.rope_theta is None else rope.rope_theta,
+        "yarn": None,
     }
     try:
-        return msgspec.convert(fields, DeepseekV32Shape)
+        shape = msgspec.convert(fields, DeepseekV32Shape)
     except msgspec.ValidationError as error:
         raise InputError(f"{source}: {error} (DeepSeek's name of the key)", "correct the value in the file") from error
+    types = further.mlp_layer_types
+    dense = min(shape.n_dense_layers, shape.n_layers)
+    if types is not None and types != ["dense"] * dense + ["sparse"] * (len(types) - dense):
+        raise InputError(f"{source}: mlp_layer_types mixes dense and sparse layers", "dense layers must come first")
+    return msgspec.structs.replace(shape, yarn=_hf_yarn(rope, shape.max_seq_len, source))
 
 
-def _hf_yarn(scaling: dict[str, Any], max_seq_len: int, source: str) -> Yarn | None:
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
+def _hf_yarn(rope: _HfRope, max_seq_len: int, source: str) -> Yarn | None:
+    kind = rope.rope_type or rope.type or "default"
     if kind == "default":
         return None
     if kind != "yarn":
         raise InputError(f"{source}: rope type {kind!r}", "a deepseek_v32 model has 'default' or 'yarn'")
-    original = scaling.get("original_max_position_embeddings")
-    if not isinstance(original, int) or original < 1:
+    original = rope.original_max_position_embeddings
+    if original is None or original < 1:
         raise InputError(
             f"{source}: YaRN without original_max_position_embeddings", "add the length the model was pretrained at"
         )
-    factor = float(scaling.get("factor") or max_seq_len / original)
-    weight, weight_all = scaling.get("mscale"), scaling.get("mscale_all_dim")
-    rope_scale = scaling.get("attention_factor")
+    factor = rope.factor or max_seq_len / original
+    rope_scale = rope.attention_factor
     if rope_scale is None:
         rope_scale = mscale(factor, 1.0)
-        if weight and weight_all:
-            rope_scale = mscale(factor, weight) / mscale(factor, weight_all)
+        if rope.mscale and rope.mscale_all_dim:
+            rope_scale = mscale(factor, rope.mscale) / mscale(factor, rope.mscale_all_dim)
     return Yarn(
         factor,
         original,
-        float(scaling.get("beta_fast") or 32.0),
-        float(scaling.get("beta_slow") or 1.0),
-        rope_scale=float(rope_scale),
-        softmax_scale=mscale(factor, weight_all) ** 2 if weight_all else 1.0,
+        rope.beta_fast or 32.0,
+        rope.beta_slow or 1.0,
+        rope_scale=rope_scale,
+        softmax_scale=mscale(factor, rope.mscale_all_dim) ** 2 if rope.mscale_all_dim else 1.0,
     )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import orjson
 import torch
 from torch import nn
 
@@ -33,7 +33,7 @@ FAMILIES = {
 def read_config(path: Path) -> dict[str, Any]:
     """Read a model's config JSON; InputError where there is none or it is no JSON object."""
     try:
-        config = json.loads(path.read_bytes())
+        config = orjson.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise InputError(f"no model config at {path}", "give one with --config") from error
     except (OSError, ValueError) as error:
@@ -46,7 +46,7 @@ def read_config(path: Path) -> dict[str, Any]:
 def family_of(config: dict[str, Any], source: str) -> Family:
     """The family that a config names. DeepSeek's own form names none: its keys tell."""
     kind = config.get("model_type", "deepseek_v32" if "index_topk" in config else None)
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise InputError(f"{source}: model_type {kind!r} is not supported", f"supported: {', '.join(FAMILIES)}")
     return FAMILIES[kind]
 

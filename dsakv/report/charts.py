@@ -18,7 +18,7 @@ def line_chart(title: str, x_label: str, points: Sequence[tuple[float, float]], 
     """
     if not points:
         return ""
-    ceiling = top if top is not None else max(y for _, y in points) or 1.0
+    ceiling = top if top is not None else _round_up(max(y for _, y in points) or 1.0)
     low, high = math.log2(1 + points[0][0]), math.log2(1 + points[-1][0])
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -47,3 +47,9 @@ def line_chart(title: str, x_label: str, points: Sequence[tuple[float, float]], 
         parts += [f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>' for x, y in placed]
     parts.append("</svg>")
     return "".join(parts)
+
+
+def _round_up(value: float) -> float:
+    """The next 1, 2, 4 or 8 times a power of ten, so that quarters of it read well."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(step * power for step in (1, 2, 4, 8, 10) if step * power >= value)

@@ -23,11 +23,11 @@ dt { color: var(--dim); } dd { margin: 0; overflow-wrap: anywhere; }
 .warning { border-left: 4px solid var(--alarm); background: var(--soft); padding: .4rem .8rem; margin: .5rem 0; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; margin: 1.5rem 0 .3rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-weight: 600; padding-bottom: .3rem; }
+caption { text-align: left; white-space: nowrap; font-weight: 600; padding-bottom: .3rem; }
 th, td { padding: .2rem .7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
 th { color: var(--dim); font-weight: 500; } .words { text-align: left; }
 .note { color: var(--dim); margin: 0; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); gap: 1rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); gap: 1rem; }
 .chart { width: 100%; font-size: 11px; } .chart text { fill: var(--dim); }
 .chart .title { fill: var(--ink); font-size: 13px; font-weight: 600; } .chart .grid { stroke: var(--line); }
 .chart .line { fill: none; stroke: var(--mark); stroke-width: 2; } .chart .dot { fill: var(--mark); }

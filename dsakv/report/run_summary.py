@@ -14,7 +14,7 @@ _DISTRIBUTIONS = {
     "touched_block_ratio": "share of the blocks in use",
     "tokens_per_touched_block": "tokens used of a touched block",
     "offsets": "distance to the newest token",
-    "prefix_intersection_ratio": "share of touched blocks in a shared prefix",
+    "prefix_intersection_ratio": "touched blocks in a shared prefix",
 }
 
 

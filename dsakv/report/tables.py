@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dsakv.trace.open import has_random_weights
+
 _SPREAD = ("mean", "std", "min", "max")
 
 
@@ -29,6 +31,11 @@ def figure(value: float | None) -> str:
     return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3f}"
 
 
+def plural(count: int, noun: str) -> str:
+    """``1 file``, ``2 files``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def printable(text: object) -> str:
     """``text`` without characters that would steer a terminal."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
@@ -49,7 +56,7 @@ def header(result: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     facts = [
         ("trace", result["trace_dir"]),
-        ("records", f"{given['records']:,} in {given['files']} files, {given['bytes'] / 1e6:,.1f} MB"),
+        ("records", f"{given['records']:,} in {plural(given['files'], 'file')}, {given['bytes'] / 1e6:,.1f} MB"),
         ("left out", ", ".join(left_out)),
         ("dataset", meta.get("dataset", "")),
         ("model", _model(meta.get("model"))),
@@ -141,9 +148,16 @@ def _cache(result: dict[str, Any]) -> TableData:
                 figure(entry["hit_rate"]),
             )
         )
-    note = "* below the blocks of one record, where access by access LRU thrashes: see --lru-mode step" if small else ""
+    notes = []
+    if small:
+        notes.append("* below the blocks of one record, where access by access LRU thrashes: see --lru-mode step")
+    first, reused = (result["temporal_locality"][key] for key in ("first_touch_blocks", "reuse_samples"))
+    if reused:
+        notes.append(
+            f"A block's first touch always misses: no capacity hits more than {reused / (first + reused):.3f}."
+        )
     title = "LRU cache of each stream, " + ("step by step" if result["lru_mode"] == "step" else "access by access")
-    return TableData(title, ("blocks", "hits", "misses", "hit rate"), rows, note)
+    return TableData(title, ("blocks", "hits", "misses", "hit rate"), rows, "\n".join(notes))
 
 
 def _recommendations(result: dict[str, Any]) -> TableData:
@@ -155,4 +169,7 @@ def _recommendations(result: dict[str, Any]) -> TableData:
         )
         for entry in result["recommendations"]
     ]
-    return TableData("Recommendations", ("rule", "measured", "advice"), rows, "" if rows else "no rule applies")
+    note = "" if rows else "no rule applies"
+    if rows and has_random_weights(result["run_meta"]):
+        note = "The weights are random: do not act on this advice."
+    return TableData("Recommendations", ("rule", "measured", "advice"), rows, note)

@@ -107,3 +107,9 @@ def _unreadable(error: OSError) -> None:
 
 def _cannot_read(path: Path, error: OSError) -> DsakvError:
     return DsakvError(f"cannot read {path}: {error.strerror}", "check the path and its permissions")
+
+
+def has_random_weights(run_meta: dict[str, Any] | None) -> bool:
+    """Whether the traced selections are those of random weights, and their locality means nothing."""
+    model = (run_meta or {}).get("model")
+    return isinstance(model, dict) and model.get("random_weights") is True

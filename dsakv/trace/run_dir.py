@@ -152,6 +152,18 @@ class RunDir:
         except OSError as error:
             raise disk_error(error, path, "free some space or name another folder with --trace-out") from None
 
+    def update_inputs(self, inputs: dict[str, Any]) -> None:
+        """Put ``inputs`` into ``run_meta.json``: a chat knows them at its end only.
+
+        Raises:
+            DsakvError: the disk is full or not writable.
+        """
+        path = self.trace_dir / "run_meta.json"
+        try:
+            write_json(path, orjson.loads(path.read_bytes()) | {"inputs": inputs})
+        except OSError as error:
+            raise disk_error(error, path, "free some space or name another folder with --trace-out") from None
+
 
 def _default_path(workload: str) -> Path:
     first = path = Path("outputs") / f"{workload}_{datetime.now():%Y%m%dT%H%M%S}"

@@ -66,7 +66,7 @@ def sample_config(options: TraceConfig) -> bytes:
 def write_sample(run: RunDir, options: TraceConfig, requests: Sequence[Request], steps: Iterable[Step]) -> None:
     """Write ``steps`` of those ``requests`` that are not finished in ``run``."""
     inputs = {"kept": len(requests), "truncated": 0, "dropped": {"empty": 1}}
-    model = {"name": "none: selections are drawn at random", "layers": LAYERS, "index_topk": TOPK}
+    model = {"name": "none", "random_weights": True, "n_layers": LAYERS, "index_topk": TOPK}  # selections are drawn
     run.write_meta(dataset="selfcheck", model=model, seed=SEED, options=options, inputs=inputs)
     unfinished = [request for request in requests if request.request_id not in run.finished]
     prefix = sample_prefix(requests)

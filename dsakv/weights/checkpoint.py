@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import orjson
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -64,10 +64,13 @@ class Checkpoint:
         if not path.exists():
             return {}
         try:
-            weight_map = json.loads(path.read_bytes())["weight_map"]
-            return {str(name): str(file) for name, file in weight_map.items()}
+            weight_map = orjson.loads(path.read_bytes())["weight_map"]
+            listed = {str(name): str(file) for name, file in weight_map.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is damaged: {error}", "download it again") from error
+        if not listed:
+            raise InputError(f"{path} lists no tensor", "download it again")
+        return listed
 
     def _unlisted(self) -> list[Path]:
         files = sorted(self.directory.glob("*.safetensors"))

@@ -10,11 +10,11 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import figures
-from traces import Record, assert_close, configs, interleave, record, requests, run, write_shard
 
 from dsakv.config import AnalyzeConfig
 from dsakv.errors import DsakvError, InputError
+from tests.analysis.oracle import figures
+from tests.analysis.traces import Record, assert_close, configs, interleave, record, requests, run, write_shard
 
 ONE_BLOCK = AnalyzeConfig(block_size=4)
 

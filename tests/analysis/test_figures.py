@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from traces import Record, record, run, write_shard
 
 from dsakv.analysis.cache import LruCache
 from dsakv.analysis.history import AccessHistory
 from dsakv.analysis.records import StreamSplitter, touched_blocks
 from dsakv.config import AnalyzeConfig
 from dsakv.trace.jsonl_reader import JsonlReader
+from tests.analysis.traces import Record, record, run, write_shard
 
 
 def result_of(tmp_path: Path, records: list[Record], **options: Any) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def test_early_reuse_names_the_capacity_where_it_was_measured() -> None:
     made = changed("temporal_locality/reuse_distance_cdf_steps", [{"reuse_distance_steps": 1, "cdf": 1.0}])
     assert "--ws-windows 10" in recommend(made, 64)[0]["advice"]
     made["working_set"]["10"] = {"mean": 123.4}
-    assert "123 blocks" in recommend(made, 64)[0]["advice"]
+    assert "124 blocks" in recommend(made, 64)[0]["advice"]
 
 
 def test_what_was_not_measured_fires_nothing() -> None:

@@ -12,7 +12,8 @@ from dsakv.engine.blocks import BlockManager, blocks_for
 @pytest.mark.parametrize("seed", range(5))
 def test_blocks_are_never_shared_and_never_lost(seed: int) -> None:
     rng = random.Random(seed)
-    manager, held = BlockManager(40), []
+    manager = BlockManager(40)
+    held: list[list[int]] = []
     for _ in range(300):
         if held and rng.random() < 0.5:
             manager.release(held.pop(rng.randrange(len(held))))

@@ -135,8 +135,8 @@ def test_the_recorded_tail_is_what_token_by_token_prefill_selects(model: Model, 
 @pytest.mark.parametrize(
     ("ids", "new_tokens", "message"),
     [
-        ([], 4, "empty prompt"),
-        ([1] * 500, 13, "exceed the model's 512"),
+        ([], 4, "is empty"),
+        ([1] * 500, 13, "exceeds the limit of 512"),
         ([1, 260], 4, "token 260"),
         ([1, -1], 4, "token -1"),
     ],

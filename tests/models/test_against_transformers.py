@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -74,7 +74,9 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(scope="module")
 def theirs(checkpoint: Path) -> DeepseekV32ForCausalLM:
-    return DeepseekV32ForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    model: DeepseekV32ForCausalLM = DeepseekV32ForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +160,7 @@ def test_logits_and_selections(
 def greedy(model: DeepseekV32ForCausalLM, ids: list[int]) -> list[int]:
     # The mask is given because transformers otherwise takes every pad token in a random prompt for padding.
     prompt = torch.tensor([ids])
-    out = model.generate(
+    out = cast(Any, model).generate(  # its annotations do not fit its own class
         prompt,
         attention_mask=torch.ones_like(prompt),
         max_new_tokens=NEW_TOKENS,

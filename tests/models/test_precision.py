@@ -14,7 +14,7 @@ from dsakv.errors import InputError
 from dsakv.jobs.model import load_model
 from dsakv.models.tiny import CONFIG, write_checkpoint
 from dsakv.request import Request, StepRecords
-from tests.conftest import SMALL_SHAPE
+from tests.shapes import SMALL_SHAPE
 
 PROMPT = torch.randint(0, 256, (200,), generator=torch.Generator().manual_seed(2)).tolist()
 
