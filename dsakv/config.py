@@ -62,7 +62,7 @@ class EngineConfig(Section, frozen=True):
     max_new_tokens: Annotated[int, key("Tokens to generate for each request.", ge=1)] = 64
     temperature: Annotated[float, key("Sampling temperature; 0 is greedy.", ge=0.0)] = 0.6
     seed: Annotated[int, key("Seed of sampling, generated workloads and trace sampling.", ge=0, le=2**63 - 1)] = 0
-    kv_block_size: Annotated[int, key("Tokens in a KV block.", old_env="DS_TRACE_KV_BLOCK_SIZE", ge=1)] = 64
+    kv_block_size: Annotated[int, key("Tokens in a KV block.", old_env="DS_TRACE_KV_BLOCK_SIZE", ge=1, le=1 << 20)] = 64
     prefill_chunk: Annotated[int, key("Prompt tokens prefilled in one step.", ge=1)] = 512
 
 

@@ -287,7 +287,7 @@ def generation_eos_ids(directory: Path) -> frozenset[int]:
         ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
         ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
         return frozenset(int(token) for token in ids)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(
             f"{path} is broken: eos_token_id cannot be read", "restore or remove this file of the checkpoint"
         ) from error

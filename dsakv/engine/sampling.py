@@ -5,15 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dsakv.errors import DsakvError
+
 
 def sample(logits: Tensor, temperature: float, generators: list[torch.Generator]) -> list[int]:
     """One token a row of ``logits`` ``[n, vocab]``; temperature 0 takes the highest, the lowest id among equals.
 
-    Each row draws from its own generator, so that a sequence's tokens do not depend on the batch.
+    Each row draws from its own generator, so that a sequence's tokens do not depend on the batch. Raises DsakvError
+    for logits that are not finite.
     """
+    if not logits.isfinite().all():
+        raise DsakvError(
+            "the model's logits are not finite", "try --dtype float32; if that does not help, the weights are damaged"
+        )
     if temperature == 0:
         return _ints(logits.argmax(-1))
-    probabilities = (logits / temperature).softmax(-1)
+    # The largest logit becomes 0 first: a tiny temperature then divides nothing that could overflow upwards.
+    probabilities = ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1)
     draws = [torch.multinomial(p, 1, generator=g) for p, g in zip(probabilities, generators, strict=True)]
     return _ints(torch.cat(draws))
 

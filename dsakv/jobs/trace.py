@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from typing import Any
 
 import orjson
+from rich import filesize
 
 from dsakv.config import Config
 from dsakv.console import Console
 from dsakv.errors import InputError
-from dsakv.jobs.model import load_model
+from dsakv.jobs.model import LoadedModel, load_model
 from dsakv.jobs.run import announce, inputs, make_engine, prefix_facts
-from dsakv.report.run_summary import render_run
+from dsakv.report.run_summary import Speed, render_run
 from dsakv.request import Completion, Request
 from dsakv.settings import resolved_json
 from dsakv.trace.files import read_lines
 from dsakv.trace.run_dir import RunDir
 from dsakv.trace.size import expected_bytes
 from dsakv.trace.writer import TraceWriter
-from dsakv.workloads import build
+from dsakv.workloads import Workload, build
 
 LARGE = 5e9
 """Bytes from which on a trace is worth a word on how to make it smaller."""
@@ -33,11 +33,32 @@ def trace(name: str, config: Config, console: Console) -> RunDir:
     """
     if not config.trace.enable:
         raise InputError("tracing is switched off (DS_TRACE_ENABLE or trace.enable)", "dsakv generate runs without it")
-    if not config.trace.resume:
-        RunDir.check_free(config.trace.out)  # before minutes are spent on loading a model
+    block_size, stored = config.engine.kv_block_size, resolved_json(config)
+    # What can fail for the output folder's sake does so before minutes are spent on loading a model.
+    run = RunDir.resume(config.trace.out, block_size, stored) if config.trace.resume else None
+    if run is None:
+        RunDir.check_free(config.trace.out)
     workload = build(name, config)
     loaded = load_model(config.model)
     announce(loaded, console)
+    requests, counts = _draw(workload, config, loaded, console)
+    _say_size(requests, config, loaded, console)
+    if run is None:
+        run = RunDir.create(config.trace.out, name, block_size, stored)
+    run.write_meta(dataset=name, model=loaded.describe(), seed=config.engine.seed, options=config.trace, inputs=counts)
+    summary, speed = _record(run, workload, requests, counts, config, loaded, console)
+    console.print_table(render_run(run.trace_dir, summary, _scores(run, name), speed, loaded.describe()))
+    if summary["unique_blocks"]["count"]:
+        console.info(f"next: dsakv analyze --input {run.path}")
+    else:
+        console.warn("nothing was recorded: a request of one new token has no decode step")
+    return run
+
+
+def _draw(
+    workload: Workload, config: Config, loaded: LoadedModel, console: Console
+) -> tuple[list[Request], dict[str, Any]]:
+    """The workload's requests, and what became of its inputs."""
     room = loaded.max_seq_len - config.engine.max_new_tokens
     if room < 1:
         raise InputError(
@@ -58,23 +79,35 @@ def trace(name: str, config: Config, console: Console) -> RunDir:
             f"no prompt is left to run ({reasons or 'the workload has none'})",
             "lower --max-new-tokens or raise --max-seq-len",
         )
-    _say_inputs(counts, room, console)
+    if counts["truncated"]:
+        console.info(f"prompts cut to {room} tokens: {counts['truncated']}")
+    for reason, number in counts["dropped"].items():
+        console.warn(f"inputs dropped: {number} ({reason})")
+    return requests, counts
+
+
+def _say_size(requests: list[Request], config: Config, loaded: LoadedModel, console: Console) -> None:
     size = expected_bytes(
         requests, loaded.shape.n_layers, loaded.shape.index_topk, config.engine.kv_block_size, config.trace
     )
-    console.info(f"expecting at most {_bytes(size)} of trace")
+    console.info(f"expecting at most {filesize.decimal(size)} of trace")
     if size > LARGE:
         console.info("to make it smaller: fewer --limit or --max-new-tokens, or --trace-sample-rate 0.1")
 
-    block_size = config.engine.kv_block_size
-    stored = resolved_json(config)
-    if config.trace.resume:
-        run = RunDir.resume(config.trace.out, block_size, stored)
-    else:
-        run = RunDir.create(config.trace.out, name, block_size, stored)
-    run.write_meta(dataset=name, model=loaded.describe(), seed=config.engine.seed, options=config.trace, inputs=counts)
+
+def _record(
+    run: RunDir,
+    workload: Workload,
+    requests: list[Request],
+    counts: dict[str, Any],
+    config: Config,
+    loaded: LoadedModel,
+    console: Console,
+) -> tuple[dict[str, Any], Speed]:
+    """Run what is not finished yet and write its trace; returns the summary and the speed."""
     waiting = [request for request in requests if request.request_id not in run.finished]
-    by_id = {request.request_id: request for request in requests}
+    by_id = {request.request_id: request for request in waiting}
+    console.info(f"tracing into {run.path}: {len(waiting)} of {len(requests)} requests to run")
 
     def text(completion: Completion) -> str:
         return loaded.tokenizer.decode(completion.token_ids)
@@ -82,8 +115,7 @@ def trace(name: str, config: Config, console: Console) -> RunDir:
     def score(completion: Completion) -> float | None:
         return workload.score(by_id[completion.request_id], text(completion))
 
-    console.info(f"tracing {len(waiting)} requests into {run.path}")
-    begin, generated = time.perf_counter(), 0
+    speed = Speed()
     work = sum(len(request.prompt_token_ids) + request.max_new_tokens for request in waiting)
     with (
         TraceWriter(
@@ -100,14 +132,10 @@ def trace(name: str, config: Config, console: Console) -> RunDir:
     ):
         for step in make_engine(config, loaded, record=True).run(waiting):
             writer.write(step)
-            generated += len(step.new_tokens)
+            speed.add(step)
             unused = sum(by_id[c.request_id].max_new_tokens - c.decode_steps - 1 for c in step.finished)
             advance(step.prompt_tokens + len(step.new_tokens) + unused)
-    seconds = time.perf_counter() - begin
-    scores = _scores(run, name)
-    console.print_table(render_run(run.trace_dir, writer.summary(), scores, generated, seconds, loaded.describe()))
-    console.info(f"next: dsakv analyze --input {run.path}")
-    return run
+    return writer.summary(), speed
 
 
 def _scores(run: RunDir, name: str) -> dict[str, list[float]]:
@@ -118,18 +146,3 @@ def _scores(run: RunDir, name: str) -> dict[str, list[float]]:
         if "score" in entry:
             scores[str(entry["metadata"].get("task", name))].append(entry["score"])
     return dict(scores)
-
-
-def _say_inputs(counts: dict[str, Any], room: int, console: Console) -> None:
-    if counts["truncated"]:
-        console.info(f"{counts['truncated']} prompts cut to {room} tokens")
-    for reason, number in counts["dropped"].items():
-        console.warn(f"{number} inputs dropped: {reason}")
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "KB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsakv.errors import DsakvError
 from dsakv.models.contracts import Fetch, Mark, Segment
 
 
@@ -127,7 +128,10 @@ class LayerView:
 
 
 class PagedCache:
-    """KV rows ``[L, blocks * block_size, R]`` and index keys ``[L, blocks * block_size, D]`` of all layers."""
+    """KV rows ``[L, blocks * block_size, R]`` and index keys ``[L, blocks * block_size, D]`` of all layers.
+
+    Raises DsakvError where the device has no room for them.
+    """
 
     def __init__(
         self,
@@ -143,8 +147,15 @@ class PagedCache:
         self.block_size = block_size
         self.device = device
         slots = n_blocks * block_size
-        self.rows = torch.empty(n_layers, slots, row_dim, dtype=dtype, device=device)
-        self.index_rows = torch.empty(n_layers, slots, index_dim, dtype=dtype, device=device)
+        try:
+            self.rows = torch.empty(n_layers, slots, row_dim, dtype=dtype, device=device)
+            self.index_rows = torch.empty(n_layers, slots, index_dim, dtype=dtype, device=device)
+        except (RuntimeError, MemoryError) as error:  # the allocator's own message is long and says less
+            size = n_layers * slots * (row_dim + index_dim) * dtype.itemsize
+            raise DsakvError(
+                f"no room on {device} for a KV cache of {size / 1e9:.1f} GB",
+                "lower --batch-size, or shorten the prompts",
+            ) from error
 
     @property
     def row_bytes(self) -> int:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
+
+from dsakv.request import Step
 
 _DISTRIBUTIONS = {
     "unique_blocks": "blocks touched a record",
@@ -18,12 +22,29 @@ _DISTRIBUTIONS = {
 }
 
 
+@dataclass(slots=True)
+class Speed:
+    """Tokens and time of the two kinds of steps."""
+
+    tokens: Counter[str] = field(default_factory=Counter)
+    wall_us: Counter[str] = field(default_factory=Counter)
+
+    def add(self, step: Step) -> None:
+        """Count a step: prompt tokens of prefill, new tokens of decode."""
+        self.tokens[step.kind] += step.prompt_tokens or len(step.new_tokens)
+        self.wall_us[step.kind] += step.wall_us
+
+    def of(self, kind: str) -> str:
+        """``1,024 tokens in 2.0 s (512.0 tokens/s)``."""
+        seconds = max(self.wall_us[kind], 1) / 1e6
+        return f"{self.tokens[kind]:,} tokens in {seconds:.1f} s ({self.tokens[kind] / seconds:,.1f} tokens/s)"
+
+
 def render_run(
     trace_dir: Path,
     summary: Mapping[str, Any],
     scores: Mapping[str, Sequence[float]],
-    generated: int,
-    seconds: float,
+    speed: Speed,
     model: Mapping[str, Any],
 ) -> RenderableType:
     """Tables of the distributions in ``summary.json`` and, where the workload has one, of the scores by task."""
@@ -32,9 +53,9 @@ def render_run(
     weights = " (random weights: locality figures mean nothing)" if model["random_weights"] else ""
     facts.add_row("model", f"{model['name']}{weights}")
     facts.add_row("records", f"{records:,} of {model['n_layers']} layers, top-k {model['index_topk']}")
-    facts.add_row(
-        "generated", f"{generated:,} tokens in {seconds:.1f} s ({generated / max(seconds, 1e-9):.1f} tokens/s)"
-    )
+    for kind in ("prefill", "decode"):
+        if speed.tokens[kind]:
+            facts.add_row(kind, speed.of(kind))
     parts: list[RenderableType] = [facts]
     table = Table("selection", "mean", "min", "p50", "p95", "max", title="what was selected", title_justify="left")
     for column in table.columns[1:]:

@@ -10,7 +10,7 @@ import torch
 from dsakv.config import ModelConfig
 from dsakv.engine.engine import Engine, EngineOptions
 from dsakv.engine.sampling import sample
-from dsakv.errors import InputError
+from dsakv.errors import DsakvError, InputError
 from dsakv.jobs.model import load_model
 from dsakv.models.contracts import Model
 from dsakv.request import Completion, Request, Step
@@ -173,3 +173,13 @@ def test_sampling_follows_the_softmax_of_scaled_logits() -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0]]).expand(20000, 3)
     drawn = torch.bincount(torch.tensor(sample(logits, 0.5, [generator] * 20000)), minlength=3) / 20000
     torch.testing.assert_close(drawn, (logits[0] / 0.5).softmax(-1), atol=0.01, rtol=0)
+
+
+def test_a_tiny_temperature_is_greedy() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0]])
+    assert sample(logits, 1e-45, [torch.Generator()]) == [1]
+
+
+def test_logits_that_are_not_finite_are_an_error() -> None:
+    with pytest.raises(DsakvError, match="not finite"):
+        sample(torch.tensor([[0.0, float("nan")]]), 0.0, [torch.Generator()])

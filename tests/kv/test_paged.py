@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from dsakv.errors import DsakvError
 from dsakv.kv.paged import BlockTable, PagedCache
 
 CPU = torch.device("cpu")
@@ -53,3 +55,16 @@ def test_adjacent_blocks_are_read_in_place() -> None:
 
 def test_row_bytes_are_the_payload_of_one_token() -> None:
     assert make_cache(4).row_bytes == 12
+
+
+def test_a_cache_too_large_for_the_device_is_a_plain_error() -> None:
+    with pytest.raises(DsakvError, match="no room on cpu for a KV cache of 5805421"):
+        PagedCache(
+            n_layers=60,
+            n_blocks=1 << 30,
+            block_size=64,
+            row_dim=576,
+            index_dim=128,
+            dtype=torch.bfloat16,
+            device=CPU,
+        )
