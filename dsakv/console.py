@@ -39,6 +39,12 @@ class Console:
         self._stdout.write(text + end)
         self._stdout.flush()
 
+    def print_model_text(self, text: str) -> None:
+        """Write what a model generated, without a line end; a terminal gets no character that would steer it."""
+        if self._stdout.isatty():
+            text = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+        self.print_data(text, end="")
+
     def print_table(self, table: RenderableType) -> None:
         """Write a rich table, panel or other renderable to stdout."""
         width = None if self._stdout.isatty() else PLAIN_WIDTH

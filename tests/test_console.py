@@ -33,6 +33,15 @@ def test_data_and_log_go_separate_ways() -> None:
     assert err.getvalue() == "[red]a[/red] :smile: " + "z" * 300 + "\nwarning: careful\n"
 
 
+def test_generated_text_cannot_steer_a_terminal() -> None:
+    text = "a\x1b[2Jb\a\tc\n"
+    pipe, screen = io.StringIO(), Terminal()
+    Console(pipe, io.StringIO()).print_model_text(text)
+    Console(screen, io.StringIO()).print_model_text(text)
+    assert pipe.getvalue() == text
+    assert screen.getvalue() == "a\ufffd[2Jb\ufffd\tc\n"
+
+
 def test_tables_go_to_stdout() -> None:
     out, err = io.StringIO(), io.StringIO()
     table = Table("name", "value")

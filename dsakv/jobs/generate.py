@@ -137,7 +137,7 @@ def _stream(engine: Engine, requests: list[Request], loaded: LoadedModel, consol
             done.add(completion.request_id)
         while order:
             if text := pending[order[0]]:
-                console.print_data(text, end="")
+                console.print_model_text(text)
                 printed.append(text)
                 pending[order[0]] = ""
             if order[0] not in done:
