@@ -11,9 +11,11 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+LARGEST = 2**31 - 1
+"""Of every number that has no tighter bound: larger ones overflow somewhere before they mean anything."""
 Text = Annotated[str, Meta(min_length=1)]
-Count = Annotated[int, Meta(ge=1)]
-Distance = Annotated[int, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=1, le=LARGEST)]
+Distance = Annotated[int, Meta(ge=0, le=LARGEST)]
 
 
 def key(help: str, *, flag: str | None = None, old_env: str | None = None, **bounds: Any) -> Meta:
@@ -22,6 +24,8 @@ def key(help: str, *, flag: str | None = None, old_env: str | None = None, **bou
     ``flag`` where it is not ``--<key>`` (``--<key>/--no-<key>`` for a bool); ``old_env`` is the variable's name in
     older scripts; ``bounds`` are msgspec's (``ge``, ``gt``, ``le``, ``lt``).
     """
+    if "ge" in bounds:
+        bounds.setdefault("le", LARGEST)
     return Meta(description=help, extra={"flag": flag, "old_env": old_env}, **bounds)
 
 
@@ -152,7 +156,9 @@ class WorkloadConfig(Section, frozen=True):
 
 class RulerConfig(Section, frozen=True):
     tasks: Annotated[tuple[Text, ...], key("Comma-separated RULER tasks; all takes every task.")] = ("all",)
-    context_length: Annotated[int, key("Tokens of prompt and answer together for generated items.", ge=256)] = 4096
+    context_length: Annotated[
+        int, key("Tokens of prompt and answer together for generated items.", ge=256, le=1 << 24)
+    ] = 4096
     data: Annotated[
         Text | None, key("RULER JSONL file or directory to read in place of the generator.", flag="--ruler-data")
     ] = None

@@ -48,7 +48,7 @@ class Console:
     def print_table(self, table: RenderableType) -> None:
         """Write a rich table, panel or other renderable to stdout."""
         width = None if self._stdout.isatty() else PLAIN_WIDTH
-        Terminal(file=self._stdout, width=width, highlight=False, emoji=False).print(table)
+        Terminal(file=self._stdout, width=width, highlight=False, markup=False, emoji=False).print(table)
         self._stdout.flush()
 
     def info(self, text: str) -> None:

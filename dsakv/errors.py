@@ -1,5 +1,7 @@
 """Errors that a user can cause. Everything else is a bug and keeps its traceback."""
 
+from __future__ import annotations
+
 
 class DsakvError(Exception):
     """Something outside the program went wrong: disk, network, a missing package, output that exists.
@@ -14,6 +16,10 @@ class DsakvError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def __reduce__(self) -> tuple[type[DsakvError], tuple[str, str]]:
+        """Errors cross from worker processes; by default only ``message`` would."""
+        return type(self), (self.message, self.hint)
 
 
 class InputError(DsakvError):

@@ -116,18 +116,6 @@ def resolved_json(config: Config) -> bytes:
     return msgspec.json.format(msgspec.json.encode(config), indent=2) + b"\n"
 
 
-def load_json(path: Path) -> Config:
-    """Read a ``config.json`` back. Raises InputError where it is unreadable or does not fit this version."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Config)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}", "name the directory of a complete run") from error
-    except msgspec.DecodeError as error:
-        raise InputError(
-            f"{path} does not fit this version: {error}", "start a new run in another directory"
-        ) from error
-
-
 def nearest(name: str, valid: Iterable[str]) -> str:
     """The valid name that looks most like ``name``."""
     return difflib.get_close_matches(name, list(valid), n=1, cutoff=0.0)[0]
@@ -163,6 +151,8 @@ def _bare(kind: inspect.Type) -> inspect.Type:
 
 def _decode(key: Key, given: Any, place: str, *, text: bool = True) -> Any:
     """``given`` as a value of the key's type; strings are parsed where the layer holds text."""
+    if isinstance(given, str) and not _is_unicode(given):
+        raise InputError(f"{place} holds bytes that are no UTF-8", "name it with valid characters")
     value: Any = given
     parse = text and isinstance(given, str)
     if parse and isinstance(key.kind, inspect.VarTupleType):
@@ -176,6 +166,15 @@ def _decode(key: Key, given: Any, place: str, *, text: bool = True) -> Any:
         shown = f'"{given}"' if isinstance(given, str) else given
         raise InputError(f"{place} must be {expected(key)}, not {shown}", _advice(key, given))
     return value
+
+
+def _is_unicode(text: str) -> bool:
+    """False for what the system passed on although it could not decode it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _advice(key: Key, given: Any) -> str:

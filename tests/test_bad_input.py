@@ -253,7 +253,7 @@ PROMPTS = {
     "chat as JSON": Case("generate --ckpt-path model --interactive --json", 2, "--json does not go with"),
     "empty prompt": Case("generate --ckpt-path model", 2, "--prompt must be a non-empty text", more=("--prompt", "")),
     "half a character": Case(
-        "generate --ckpt-path model --device cpu", 2, "half of a surrogate pair", more=("--prompt", "a\udcff")
+        "generate --ckpt-path model --device cpu", 2, "bytes that are no UTF-8", more=("--prompt", "a\udcff")
     ),
     "prompt too long": Case(
         f"{GENERATE} --max-seq-len 10", 2, "prompt 0 has 8 tokens; with 4 new ones it exceeds the limit of 10"

@@ -46,8 +46,11 @@ def test_tables_go_to_stdout() -> None:
     out, err = io.StringIO(), io.StringIO()
     table = Table("name", "value")
     table.add_row("hit rate", "0.5")
+    table.add_row("[/a path]", "[red]x")
     Console(out, err).print_table(table)
     assert "hit rate" in out.getvalue()
+    assert "[/a path]" in out.getvalue()
+    assert "[red]x" in out.getvalue()
     assert "\x1b" not in out.getvalue()
     assert err.getvalue() == ""
 

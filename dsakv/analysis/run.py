@@ -10,7 +10,6 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -89,15 +88,6 @@ def _no_figures(config: AnalyzeConfig, block_sizes: Sequence[int]) -> PartFigure
     return PartFigures(ReadCounts(), 0, set(), {size: make_metrics(config) for size in block_sizes})
 
 
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    """A user's error on its way out of a worker; the exception itself does not survive the way."""
-
-    error: type[DsakvError]
-    message: str
-    hint: str
-
-
 def _parts(
     trace: TraceDir,
     config: AnalyzeConfig,
@@ -116,8 +106,6 @@ def _parts(
             waiting = [pool.submit(_work, shard, config, block_sizes, from_records) for shard in trace.shards]
             for future in waiting:
                 part = future.result()
-                if isinstance(part, _Failure):
-                    raise part.error(part.message, part.hint)
                 advance(part.counts.bytes)
                 yield part
         except BrokenProcessPool as error:
@@ -132,11 +120,8 @@ def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker at once and without a traceback
 
 
-def _work(shard: Path, config: AnalyzeConfig, block_sizes: Sequence[int], from_records: bool) -> PartFigures | _Failure:
-    try:
-        return analyze_part([shard], config, block_sizes, from_records, lambda done: None)
-    except DsakvError as error:
-        return _Failure(type(error), error.message, error.hint)
+def _work(shard: Path, config: AnalyzeConfig, block_sizes: Sequence[int], from_records: bool) -> PartFigures:
+    return analyze_part([shard], config, block_sizes, from_records, lambda done: None)
 
 
 def _require_records(trace: TraceDir, counts: ReadCounts) -> None:

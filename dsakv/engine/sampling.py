@@ -20,8 +20,8 @@ def sample(logits: Tensor, temperature: float, generators: list[torch.Generator]
         )
     if temperature == 0:
         return _ints(logits.argmax(-1))
-    # The largest logit becomes 0 first: a tiny temperature then divides nothing that could overflow upwards.
-    probabilities = ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1)
+    # The largest logit becomes 0 first, in double: dividing by a tiny temperature can then overflow downwards only.
+    probabilities = ((logits - logits.amax(-1, keepdim=True)).double() / temperature).softmax(-1)
     draws = [torch.multinomial(p, 1, generator=g) for p, g in zip(probabilities, generators, strict=True)]
     return _ints(torch.cat(draws))
 

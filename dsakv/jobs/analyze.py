@@ -15,7 +15,7 @@ from dsakv.config import AnalyzeConfig
 from dsakv.console import Console
 from dsakv.errors import DsakvError, InputError
 from dsakv.report import html
-from dsakv.trace.files import disk_error, replacing
+from dsakv.trace.files import disk_error, replacing, run_files
 from dsakv.trace.open import TraceDir, find_traces, newest_run
 
 _MB = 1_000_000
@@ -77,7 +77,7 @@ def _check_targets(targets: list[Path], traces: Iterable[TraceDir]) -> None:
     """Say before the work, not after it, that its results have nowhere to go."""
     if len({target.resolve() for target in targets}) < len(targets):
         raise InputError("--out and --report name the same file", "give each its own")
-    inputs = {path.resolve() for trace in traces for path in (*trace.shards, trace.path / "run_meta.json")}
+    inputs = {path.resolve() for trace in traces for path in (*trace.shards, *run_files(trace.path))}
     for target in targets:
         if target.resolve() in inputs:
             raise InputError(f"{target} is part of the trace", "name another file for the results")

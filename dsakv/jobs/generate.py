@@ -16,7 +16,7 @@ from dsakv.engine.engine import Engine
 from dsakv.errors import InputError
 from dsakv.jobs.model import LoadedModel, load_model
 from dsakv.jobs.prompts import read_requests
-from dsakv.jobs.run import PrefixLog, announce, inputs, make_engine
+from dsakv.jobs.run import PrefixLog, announce, how_to_analyze, inputs, make_engine
 from dsakv.request import Completion, Request, Step
 from dsakv.settings import resolved_json
 from dsakv.tokenizer import StreamDecoder
@@ -40,10 +40,12 @@ def generate(config: Config, console: Console) -> None:
         raise InputError("--json does not go with --interactive", "leave one of them out")
     if config.trace.enable:
         RunDir.check_free(config.trace.out)
+    elif config.trace.out is not None:
+        console.warn("--trace-out does nothing without --trace-enable")
     loaded = load_model(config.model)
     announce(loaded, console)
     engine = make_engine(config, loaded, record=config.trace.enable)
-    requests = [] if given.interactive else read_requests(config, loaded.tokenizer)
+    requests = [] if given.interactive else read_requests(config, loaded)
     engine.check(requests)
     with _tape(config, loaded, console, inputs(len(requests))) as tape:
         if given.interactive:
@@ -84,8 +86,8 @@ def _tape(config: Config, loaded: LoadedModel, console: Console, counts: dict[st
         dataset="generate", model=loaded.describe(), seed=config.engine.seed, options=config.trace, inputs=counts
     )
 
-    def text(completion: Completion) -> str:
-        return loaded.tokenizer.decode(completion.token_ids)
+    def text(completion: Completion) -> str | None:
+        return loaded.text(completion.token_ids)
 
     try:
         with TraceWriter(
@@ -95,7 +97,7 @@ def _tape(config: Config, loaded: LoadedModel, console: Console, counts: dict[st
     finally:
         if config.generate.interactive:
             run.update_inputs(counts)
-    console.info(f"trace in {run.path}; next: dsakv analyze --input {run.path}")
+    console.info(f"trace in {run.path}; {how_to_analyze(run)}")
 
 
 def _print_lines(engine: Engine, requests: list[Request], loaded: LoadedModel, console: Console, tape: _Tape) -> None:
@@ -108,7 +110,7 @@ def _print_lines(engine: Engine, requests: list[Request], loaded: LoadedModel, c
                     "request_id": completion.request_id,
                     "prompt_tokens": completion.prompt_tokens,
                     "token_ids": completion.token_ids,
-                    "text": loaded.tokenizer.decode(completion.token_ids),
+                    "text": loaded.text(completion.token_ids),
                     "finish_reason": completion.finish_reason,
                     "ttft_ms": round(completion.ttft_ms, 3),
                     "tpot_ms": None if completion.tpot_ms is None else round(completion.tpot_ms, 3),
@@ -120,7 +122,7 @@ def _print_lines(engine: Engine, requests: list[Request], loaded: LoadedModel, c
 
 def _stream(engine: Engine, requests: list[Request], loaded: LoadedModel, console: Console, tape: _Tape) -> str:
     """Print completions in the order of their prompts, the first unfinished one as its tokens come; return the text."""
-    eos = loaded.tokenizer.eos_token_ids
+    eos = loaded.eos_token_ids
     decoders = {request.request_id: StreamDecoder(loaded.tokenizer) for request in requests}
     order = [request.request_id for request in requests]
     pending = dict.fromkeys(order, "")

@@ -17,7 +17,7 @@ from dsakv.models.contracts import Model
 from dsakv.models.deepseek_v32_shape import DeepseekV32Shape
 from dsakv.models.registry import family_of, kv_bytes_per_token_layer, read_config
 from dsakv.models.tiny import ensure_tiny_model
-from dsakv.tokenizer import Tokenizer, load_tokenizer
+from dsakv.tokenizer import Tokenizer, generation_eos_ids, load_tokenizer
 from dsakv.weights.checkpoint import Checkpoint, load_parameters
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -25,10 +25,12 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model with its tokenizer and what is worth saying about both."""
+    """A model with its tokenizer, where the checkpoint has one, and what is worth saying about both."""
 
     model: Model
-    tokenizer: Tokenizer
+    directory: Path
+    eos_token_ids: frozenset[int]
+    text_tokenizer: Tokenizer | None
     shape: DeepseekV32Shape
     name: str
     random_weights: bool
@@ -37,6 +39,20 @@ class LoadedModel:
     @property
     def max_seq_len(self) -> int:
         return self.model.max_seq_len
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises InputError for a checkpoint without one: it takes and gives token ids alone."""
+        if self.text_tokenizer is None:
+            raise InputError(
+                f"no tokenizer.json in {self.directory}: text cannot be read or printed",
+                "copy the model's tokenizer files there, or use --json with prompt_token_ids in a .jsonl --input-file",
+            )
+        return self.text_tokenizer
+
+    def text(self, token_ids: list[int]) -> str | None:
+        """What the ids say; None without a tokenizer."""
+        return self.text_tokenizer.decode(token_ids) if self.text_tokenizer else None
 
     def describe(self) -> dict[str, Any]:
         """The model's part of ``run_meta.json``."""
@@ -98,10 +114,15 @@ def load_model(config: ModelConfig) -> LoadedModel:
             "leave it out: this model's index_head_dim is no power of two",
         )
     model = family.build(shape, dtype, device, index_fp8=config.index_fp8)
-    with Checkpoint(directory) as checkpoint:
-        load_parameters(
-            model, checkpoint, family.stored_name, device=device, ignore=lambda name: family.ignores(shape, name)
-        )
+    try:
+        with Checkpoint(directory) as checkpoint:
+            load_parameters(
+                model, checkpoint, family.stored_name, device=device, ignore=lambda name: family.ignores(shape, name)
+            )
+    except InputError as error:
+        if config.ckpt_path is None:
+            raise DsakvError(error.message, f"remove {directory}: it is made anew") from error
+        raise
     ready = cast(Model, model)
     if config.max_seq_len:
         if config.max_seq_len > ready.max_seq_len:
@@ -114,7 +135,15 @@ def load_model(config: ModelConfig) -> LoadedModel:
     marked = read_config(own) if own.is_file() else raw
     random_weights = bool(marked.get("dsakv_random_weights", False))
     name = "tiny-random (embedded)" if config.ckpt_path is None else directory.resolve().name
-    return LoadedModel(ready, load_tokenizer(directory), shape, name, random_weights, config.index_fp8)
+    tokenizer = load_tokenizer(directory) if (directory / "tokenizer.json").is_file() else None
+    eos = tokenizer.eos_token_ids if tokenizer else generation_eos_ids(directory) or _config_eos_ids(marked)
+    return LoadedModel(ready, directory, eos, tokenizer, shape, name, random_weights, config.index_fp8)
+
+
+def _config_eos_ids(config: dict[str, Any]) -> frozenset[int]:
+    """End-of-sequence ids of a ``config.json``, for a checkpoint that names them nowhere else."""
+    ids = config.get("eos_token_id")
+    return frozenset(i for i in (ids if isinstance(ids, list) else [ids]) if type(i) is int)
 
 
 def _device(name: str) -> torch.device:

@@ -12,8 +12,8 @@ from msgspec import Struct
 
 from dsakv.config import Config
 from dsakv.errors import InputError
+from dsakv.jobs.model import LoadedModel
 from dsakv.request import Request
-from dsakv.tokenizer import Tokenizer
 
 
 class Message(Struct, frozen=True):
@@ -29,23 +29,25 @@ class _Line(Struct, frozen=True):
     prompt_token_ids: list[int] | None = None
 
 
-def read_requests(config: Config, tokenizer: Tokenizer) -> list[Request]:
+def read_requests(config: Config, loaded: LoadedModel) -> list[Request]:
     """Requests of ``--prompt`` or ``--input-file``, numbered in order.
 
     Raises InputError where the file cannot be read, holds nothing, or a line is not what it should be.
     """
     if config.generate.prompt is not None:
-        return [_request(0, tokenizer.encode_prompt(config.generate.prompt), config, "", config.generate.prompt)]
+        return [_request(0, loaded.tokenizer.encode_prompt(config.generate.prompt), config, "", config.generate.prompt)]
     path = Path(str(config.generate.input_file)).expanduser()
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}", "--input-file names a UTF-8 .txt or .jsonl file") from error
     if path.suffix == ".jsonl":
-        requests = list(_from_jsonl(text, path, config, tokenizer))
+        requests = list(_from_jsonl(text, path, config, loaded))
     elif path.suffix == ".txt":
         blocks = [block for block in re.split(r"\n[ \t\r]*\n", text) if block.strip()]
-        requests = [_request(i, tokenizer.encode_prompt(b.strip("\r\n")), config, "", b) for i, b in enumerate(blocks)]
+        requests = [
+            _request(i, loaded.tokenizer.encode_prompt(b.strip("\r\n")), config, "", b) for i, b in enumerate(blocks)
+        ]
     else:
         raise InputError(f"{path} is neither .txt nor .jsonl", "rename it after what it holds")
     if not requests:
@@ -53,7 +55,7 @@ def read_requests(config: Config, tokenizer: Tokenizer) -> list[Request]:
     return requests
 
 
-def _from_jsonl(text: str, path: Path, config: Config, tokenizer: Tokenizer) -> Iterator[Request]:
+def _from_jsonl(text: str, path: Path, config: Config, loaded: LoadedModel) -> Iterator[Request]:
     request_id = 0
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -76,9 +78,9 @@ def _from_jsonl(text: str, path: Path, config: Config, tokenizer: Tokenizer) -> 
             raise InputError(f"{place}: the prompt is empty", "remove the line or fill it")
         try:
             if item.prompt is not None:
-                ids = tokenizer.encode_prompt(item.prompt)
+                ids = loaded.tokenizer.encode_prompt(item.prompt)
             elif item.messages is not None:
-                ids = tokenizer.encode_messages([{"role": m.role, "content": m.content} for m in item.messages])
+                ids = loaded.tokenizer.encode_messages([{"role": m.role, "content": m.content} for m in item.messages])
             else:
                 ids = list(item.prompt_token_ids or [])
         except InputError as error:

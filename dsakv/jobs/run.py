@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +13,7 @@ from dsakv.jobs.model import LoadedModel
 from dsakv.prefix import PrefixIndex, prefix_key
 from dsakv.request import Request
 from dsakv.trace.records import PrefixFacts
+from dsakv.trace.run_dir import RunDir
 
 RANDOM_WEIGHTS = "the model's weights are random: its text and its locality figures mean nothing"
 
@@ -24,7 +26,7 @@ def make_engine(config: Config, loaded: LoadedModel, *, record: bool) -> Engine:
         prefill_chunk=config.engine.prefill_chunk,
         temperature=config.engine.temperature,
         seed=config.engine.seed,
-        eos_token_ids=loaded.tokenizer.eos_token_ids,
+        eos_token_ids=loaded.eos_token_ids,
         record=record,
         record_prefill_tail=config.trace.prefill_tail,
         sync=config.trace.sync_cuda,
@@ -41,6 +43,11 @@ def announce(loaded: LoadedModel, console: Console) -> None:
     )
     if loaded.random_weights:
         console.warn(RANDOM_WEIGHTS)
+
+
+def how_to_analyze(run: RunDir) -> str:
+    """The next command, ready to be pasted into a shell."""
+    return f"next: dsakv analyze --input {shlex.quote(str(run.path))}"
 
 
 class PrefixLog:

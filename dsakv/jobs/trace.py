@@ -12,7 +12,7 @@ from dsakv.config import Config
 from dsakv.console import Console
 from dsakv.errors import InputError
 from dsakv.jobs.model import LoadedModel, load_model
-from dsakv.jobs.run import announce, inputs, make_engine, prefix_facts
+from dsakv.jobs.run import announce, how_to_analyze, inputs, make_engine, prefix_facts
 from dsakv.report.run_summary import Speed, render_run
 from dsakv.request import Completion, Request
 from dsakv.settings import resolved_json
@@ -35,23 +35,26 @@ def trace(name: str, config: Config, console: Console) -> RunDir:
         raise InputError("tracing is switched off (DS_TRACE_ENABLE or trace.enable)", "dsakv generate runs without it")
     block_size, stored = config.engine.kv_block_size, resolved_json(config)
     # What can fail for the output folder's sake does so before minutes are spent on loading a model.
-    run = RunDir.resume(config.trace.out, block_size, stored) if config.trace.resume else None
-    if run is None:
+    if config.trace.resume:
+        RunDir.check_resumable(config.trace.out, stored)
+    else:
         RunDir.check_free(config.trace.out)
     workload = build(name, config)
     loaded = load_model(config.model)
     announce(loaded, console)
     requests, counts = _draw(workload, config, loaded, console)
     _say_size(requests, config, loaded, console)
-    if run is None:
+    if config.trace.resume:
+        run = RunDir.resume(config.trace.out, block_size, stored)
+    else:
         run = RunDir.create(config.trace.out, name, block_size, stored)
     run.write_meta(dataset=name, model=loaded.describe(), seed=config.engine.seed, options=config.trace, inputs=counts)
     summary, speed = _record(run, workload, requests, counts, config, loaded, console)
     console.print_table(render_run(run.trace_dir, summary, _scores(run, name), speed, loaded.describe()))
-    if summary["unique_blocks"]["count"]:
-        console.info(f"next: dsakv analyze --input {run.path}")
-    else:
+    if not summary["unique_blocks"]["count"]:
         console.warn("nothing was recorded: a request of one new token has no decode step")
+    elif config.trace.store_token_pos:
+        console.info(how_to_analyze(run))
     return run
 
 
@@ -90,7 +93,7 @@ def _say_size(requests: list[Request], config: Config, loaded: LoadedModel, cons
     size = expected_bytes(
         requests, loaded.shape.n_layers, loaded.shape.index_topk, config.engine.kv_block_size, config.trace
     )
-    console.info(f"expecting at most {filesize.decimal(size)} of trace")
+    console.info(f"expecting about {filesize.decimal(size)} of trace")
     if size > LARGE:
         console.info("to make it smaller: fewer --limit or --max-new-tokens, or --trace-sample-rate 0.1")
 

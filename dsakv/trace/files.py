@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import os
 import re
@@ -15,6 +16,7 @@ import orjson
 
 from dsakv.errors import DsakvError
 
+_TEMP = ".dsakv-tmp"
 _SHARD = re.compile(r"trace_steps_(\d+)_(\d+)\.jsonl")
 
 
@@ -28,6 +30,14 @@ def shard_paths(trace_dir: Path) -> list[Path]:
     """The shards of a trace in numeric order."""
     found = [(int(m[1]), p) for p in trace_dir.iterdir() if (m := _SHARD.fullmatch(p.name))]
     return [p for _, p in sorted(found)]
+
+
+def run_files(trace_dir: Path) -> list[Path]:
+    """The files of a run beside its shards, whether they are there or not."""
+    return [
+        *(trace_dir / name for name in ("run_meta.json", "summary.json")),
+        *(trace_dir.parent / name for name in ("config.json", "requests.jsonl")),
+    ]
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -63,7 +73,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: the disk is full or not writable.
     """
-    temp = path.with_name(f".{path.name}.tmp")
+    temp = path.with_name(f".{path.name}.{os.getpid()}{_TEMP}")
     try:
         with open(temp, "wb") as file:
             yield file
@@ -77,7 +87,26 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 def leftovers(folder: Path) -> list[Path]:
     """What :func:`replacing` leaves in a folder when it is killed."""
-    return list(folder.glob(".*.tmp"))
+    return list(folder.glob(f".*.*{_TEMP}"))
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run in ``folder`` for this process alone; its ``config.json`` must be there.
+
+    Raises:
+        DsakvError: another process holds it.
+        OSError: there is no run.
+    """
+    with open(folder / "config.json", "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DsakvError(
+                f"another process is writing the run in {folder}",
+                "wait for it, or name another folder with --trace-out",
+            ) from None
+        yield
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -177,11 +177,11 @@ class JsonlReader:
         if type(request) is int and not -(1 << 63) <= request < 1 << 63:
             raise _BadRecordError("out_of_range", f'"request_id" {request} does not fit 64 bits')
         layer, step, seq_len = (_integer(record, name, bits) for name, bits in _SCALARS)
+        block_size = None
         if self._block_sizes and "block_size_tokens" in record:
             block_size = _integer(record, "block_size_tokens", 31)
             if block_size < 1:
                 raise _BadRecordError("out_of_range", f'"block_size_tokens" is {block_size}, not positive')
-            self.counts.block_sizes.add(block_size)
         selected = record.get("selected_token_pos", _MISSING)
         positions = None if selected is _MISSING else _positions(selected, seq_len)
 
@@ -200,6 +200,8 @@ class JsonlReader:
                     f"request {_shown(request)}, layer {layer} goes back from step {last} to step {step}",
                 )
         self._id_type = type(request)
+        if block_size is not None:
+            self.counts.block_sizes.add(block_size)
         if isinstance(request, str):
             self._names[request] = number
         self._last_step[number, layer] = step

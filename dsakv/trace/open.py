@@ -13,7 +13,7 @@ import orjson
 from dsakv.errors import DsakvError, InputError
 
 _SHARD = re.compile(r"trace_steps(_.*)?\.jsonl")
-_UNREAD = re.compile(r"trace_steps(_.*)?\.(jsonl\.\w+|parquet)")
+_UNREAD = re.compile(r"trace_steps(_.*)?\.(jsonl\.(zst|gz)|parquet)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def find_traces(root: Path) -> list[TraceDir]:
         if unread:
             raise InputError(
                 f"{Path(folder, unread[0])}: this trace format cannot be read",
-                "only .jsonl can: decompress .zst with zstd -d, or trace again with --trace-format jsonl",
+                "only .jsonl can: decompress .zst with zstd -d and .gz with gzip -d",
             )
         shards = sorted((name for name in files if _SHARD.fullmatch(name)), key=_natural)
         if shards:

@@ -12,6 +12,7 @@ How an interrupted run goes on in it is in :mod:`dsakv.trace.resume`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,9 +22,9 @@ import msgspec
 import orjson
 
 from dsakv import __version__
-from dsakv.config import TraceConfig
+from dsakv.config import SECTIONS, TraceConfig
 from dsakv.errors import DsakvError, InputError
-from dsakv.trace.files import disk_error, leftovers, replacing, shard_paths, write_json
+from dsakv.trace.files import disk_error, leftovers, locked, replacing, shard_paths, write_json
 from dsakv.trace.resume import keep_finished
 
 SCHEMA_VERSION = 1
@@ -75,13 +76,32 @@ class RunDir:
                 with replacing(run.path / "config.json") as file:
                     file.write(config_json)
             except OSError:
-                for folder in made:
-                    if folder.is_dir():
+                with suppress(OSError):  # another process may be at work here; the first error is the one to tell
+                    for folder in made:
                         folder.rmdir()
                 raise
         except OSError as error:
             raise disk_error(error, run.path, hint) from None
         return run
+
+    @staticmethod
+    def check_resumable(out: str | Path | None, config_json: bytes) -> Path:
+        """The folder of the run to go on with. Changes nothing; asked before a model is loaded, and by ``resume``.
+
+        Raises InputError where there is no run, or one with another configuration or without positions.
+        """
+        if out is None:
+            raise InputError("--resume does not know which run to go on with", "name its folder with --trace-out")
+        path = Path(out)
+        try:
+            stored = orjson.loads((path / "config.json").read_bytes())
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{path} holds no run to go on with: {error}",
+                "start a new one in another --trace-out, without --resume",
+            ) from None
+        _same_config(path, stored, orjson.loads(config_json))
+        return path
 
     @classmethod
     def resume(cls, out: str | Path | None, block_size: int, config_json: bytes) -> RunDir:
@@ -91,23 +111,17 @@ class RunDir:
 
         Raises:
             InputError: no run there, one with another configuration or without positions, or a damaged file.
-            DsakvError: ``out`` cannot be written.
+            DsakvError: ``out`` cannot be written, or another process is writing it.
         """
-        if out is None:
-            raise InputError("--resume does not know which run to go on with", "name its folder with --trace-out")
-        path = Path(out)
-        try:
-            stored = orjson.loads((path / "config.json").read_bytes())
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} holds no run to go on with: {error}", "start one without --resume") from None
-        _same_config(path, stored, orjson.loads(config_json))
+        path = cls.check_resumable(out, config_json)
         run = cls(path, block_size)
         try:
-            run.trace_dir.mkdir(exist_ok=True)
-            for temp in (*leftovers(path), *leftovers(run.trace_dir)):
-                temp.unlink()
-            (run.trace_dir / "summary.json").unlink(missing_ok=True)  # it describes records that go
-            finished, engine_steps = keep_finished(run.requests_path, run.trace_dir)
+            with locked(path):
+                run.trace_dir.mkdir(exist_ok=True)
+                for temp in (*leftovers(path), *leftovers(run.trace_dir)):
+                    temp.unlink()
+                (run.trace_dir / "summary.json").unlink(missing_ok=True)  # it describes records that go
+                finished, engine_steps = keep_finished(run.requests_path, run.trace_dir)
         except OSError as error:
             raise disk_error(error, path, "make the folder writable and free some space, then --resume again") from None
         return cls(path, block_size, finished, engine_steps)
@@ -186,7 +200,9 @@ def _same_config(path: Path, stored: Any, given: Any) -> None:
     differing = [
         key
         for key in sorted(old.keys() | new.keys())
-        if key not in _MAY_DIFFER and old.get(key, absent) != new.get(key, absent)
+        if key.split(".")[0] in SECTIONS["trace"]
+        and key not in _MAY_DIFFER
+        and old.get(key, absent) != new.get(key, absent)
     ]
     if differing:
         raise InputError(

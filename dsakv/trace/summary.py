@@ -1,4 +1,4 @@
-"""Distributions over a whole trace: exact, in memory that does not grow with it, and mergeable.
+"""Distributions over a whole trace: exact, in memory that does not grow with it.
 
 Every figure is an integer or a whole number of ratio bins, so a histogram holds all of them. What the tracer
 counts while it writes and what :func:`summarize` counts from the shards is therefore the same to the last digit.
@@ -39,10 +39,6 @@ class Histogram:
         else:
             found = np.bincount(values)
             self.counts[: len(found)] += found
-
-    def merge(self, other: Histogram) -> None:
-        self._grow(len(other.counts))
-        self.counts[: len(other.counts)] += other.counts
 
     def distribution(self, scale: int = 1) -> dict[str, Any]:
         """``count, min, p50, p95, max, mean`` of the values divided by ``scale``; nearest-rank percentiles."""
@@ -102,24 +98,6 @@ class Summary:
         """Reduce the touches of a request that has no more records to its hottest blocks."""
         if request_id in self._touches:
             self._hot[request_id] = _hottest(self._touches.pop(request_id))
-
-    def merge(self, other: Summary) -> None:
-        """Count what ``other`` counted, of other records.
-
-        Raises:
-            ValueError: both have records of a request that one of them was told is finished.
-        """
-        ours, theirs = self._hot.keys() | self._touches.keys(), other._hot.keys() | other._touches.keys()
-        if self._hot.keys() & theirs or other._hot.keys() & ours:
-            raise ValueError("a finished request has further records")
-        self.unique_blocks.merge(other.unique_blocks)
-        self.tokens_per_touched_block.merge(other.tokens_per_touched_block)
-        self.offsets.merge(other.offsets)
-        self.touched_block_ratio.merge(other.touched_block_ratio)
-        self.prefix_intersection_ratio.merge(other.prefix_intersection_ratio)
-        self._hot.update(other._hot)
-        for request_id, touches in other._touches.items():
-            self._touches.setdefault(request_id, Histogram()).merge(touches)
 
     def to_dict(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """``summary.json``. ``inputs`` counts what the workload offered: kept, truncated, dropped by reason."""

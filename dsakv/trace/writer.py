@@ -10,9 +10,11 @@ from __future__ import annotations
 import io
 import os
 import queue
+import shlex
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,7 +23,7 @@ import numpy as np
 
 from dsakv.config import TraceConfig
 from dsakv.request import Completion, Request, Step
-from dsakv.trace.files import disk_error, shard_path, write_all, write_json
+from dsakv.trace.files import disk_error, locked, shard_path, write_all, write_json
 from dsakv.trace.jsonl_writer import record_lines, request_line
 from dsakv.trace.records import PrefixFacts, derive, to_batch
 from dsakv.trace.run_dir import RunDir
@@ -49,7 +51,7 @@ class TraceWriter:
         requests: Sequence[Request],
         prefix: Mapping[int, PrefixFacts],
         inputs: dict[str, Any],
-        text: Callable[[Completion], str] | None = None,
+        text: Callable[[Completion], str | None] | None = None,
         score: Callable[[Completion], float | None] | None = None,
     ) -> None:
         """Prepare to write; entering the context starts the writer thread.
@@ -84,6 +86,7 @@ class TraceWriter:
         self._decode_steps: Counter[int] = Counter()
         self._error: Exception | None = None
         self._closed = False
+        self._lock = ExitStack()
         self._queue: queue.Queue[tuple[Step, _Outcomes] | None] = queue.Queue(QUEUED_STEPS)
         self._thread = threading.Thread(target=self._work, name="trace-writer")
 
@@ -136,6 +139,7 @@ class TraceWriter:
         return self._summary.to_dict(self._inputs)
 
     def __enter__(self) -> TraceWriter:
+        self._lock.enter_context(locked(self._run.path))
         self._thread.start()
         return self
 
@@ -147,6 +151,8 @@ class TraceWriter:
         except Exception as own:
             if own is not error:  # else write() raised it already
                 raise
+        finally:
+            self._lock.close()
 
     def _work(self) -> None:
         ended = False
@@ -240,6 +246,6 @@ class TraceWriter:
                 f"{self._done} of {total} requests are complete: start over where there is more space, by --trace-out"
             )
         return (
-            f"{self._done} of {total} requests are complete: free some space, then go on with "
-            f"--resume --trace-out {self._run.path}"
+            f"{self._done} of {total} requests are complete: free some space; dsakv trace goes on with "
+            f"--resume --trace-out {shlex.quote(str(self._run.path))}"
         )

@@ -177,7 +177,8 @@ def test_sampling_follows_the_softmax_of_scaled_logits() -> None:
 
 def test_a_tiny_temperature_is_greedy() -> None:
     logits = torch.tensor([[1.0, 3.0, 2.0]])
-    assert sample(logits, 1e-45, [torch.Generator()]) == [1]
+    for temperature in (1e-3, 1e-45, 5e-324):
+        assert sample(logits, temperature, [torch.Generator()]) == [1]
 
 
 def test_logits_that_are_not_finite_are_an_error() -> None:

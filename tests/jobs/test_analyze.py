@@ -60,7 +60,7 @@ def test_results_land_in_the_first_trace_directory_and_say_what_was_returned(
     assert outcome.report is not None
     assert outcome.report.read_text().startswith("<!doctype html>")
     assert f"results: {outcome.out}" in log.getvalue()
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.rglob("*tmp"))
 
 
 def test_without_input_the_newest_run_is_taken(
@@ -120,4 +120,4 @@ def test_a_full_disk_leaves_the_old_results(tmp_path: Path, console: Console, mo
     with pytest.raises(DsakvError, match="the disk is full: cannot write"):
         analyze(AnalyzeConfig(input=str(tmp_path)), console)
     assert old.read_text() == "old"
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.rglob("*tmp"))

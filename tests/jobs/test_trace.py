@@ -145,7 +145,7 @@ def test_a_trace_holds_exactly_what_the_indexers_selected(
         prefill_chunk=100 if tail else 512,
         temperature=temperature,
         seed=3,
-        eos_token_ids=loaded.tokenizer.eos_token_ids,
+        eos_token_ids=loaded.eos_token_ids,
         record=True,
         record_prefill_tail=tail,
     )
@@ -172,7 +172,7 @@ def test_a_trace_holds_exactly_what_the_indexers_selected(
                 {"min": scores.min(), "mean": scores.mean(dtype=np.float64), "max": scores.max()}, rel=1e-6
             )
 
-    untraced = EngineOptions(temperature=temperature, seed=3, eos_token_ids=loaded.tokenizer.eos_token_ids)
+    untraced = EngineOptions(temperature=temperature, seed=3, eos_token_ids=loaded.eos_token_ids)
     plain = {c.request_id: c for step in Engine(loaded.model, untraced).run(prompts) for c in step.finished}
     for request_id, entry in log.items():
         completion = completions[request_id]
@@ -381,7 +381,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
         validate(out / "block64")
     else:
         assert process.returncode == -signal_number
-    assert not list(out.rglob("*.tmp"))
+    assert not list(out.rglob("*tmp"))
 
     # What is there can be analyzed; another configuration is refused and changes nothing.
     assert run(["analyze", "--input", str(out), "--out", str(tmp_path / "analysis.json")]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,13 +11,13 @@ import torch
 from torch import Tensor
 from transformers import DeepseekV32Config, DeepseekV32ForCausalLM
 
+from dsakv.cli import run
 from dsakv.config import ModelConfig
 from dsakv.engine.engine import Engine, EngineOptions
 from dsakv.jobs.model import load_model
 from dsakv.kv.paged import BlockTable, PagedCache
 from dsakv.models.contracts import Model
 from dsakv.request import Request
-from dsakv.tokenizer import write_byte_tokenizer
 
 NEW_TOKENS = 24
 NEAR_TIE = 1e-5
@@ -24,7 +25,7 @@ NEAR_TIE = 1e-5
 
 @pytest.fixture(scope="module", params=["yarn", "plain rope", "one group"])
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random checkpoint that transformers itself saved."""
+    """A random checkpoint that transformers itself saved, without a tokenizer."""
     directory = tmp_path_factory.mktemp("saved-by-transformers")
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 5000.0}
     if request.param != "plain rope":
@@ -68,7 +69,6 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
         for layer in model.model.layers[1:]:
             layer.mlp.gate.e_score_correction_bias.normal_(0, 0.2)
     model.save_pretrained(directory)
-    write_byte_tokenizer(directory)
     return directory
 
 
@@ -157,7 +157,7 @@ def test_logits_and_selections(
                 assert positions == sorted(p for p in reference[query].tolist() if p <= query)
 
 
-def greedy(model: DeepseekV32ForCausalLM, ids: list[int]) -> list[int]:
+def greedy(model: DeepseekV32ForCausalLM, ids: list[int], eos: int | None = None) -> list[int]:
     # The mask is given because transformers otherwise takes every pad token in a random prompt for padding.
     prompt = torch.tensor([ids])
     out = cast(Any, model).generate(  # its annotations do not fit its own class
@@ -165,7 +165,7 @@ def greedy(model: DeepseekV32ForCausalLM, ids: list[int]) -> list[int]:
         attention_mask=torch.ones_like(prompt),
         max_new_tokens=NEW_TOKENS,
         do_sample=False,
-        eos_token_id=None,
+        eos_token_id=eos,
         pad_token_id=0,
     )
     return [int(token) for token in out[0, len(ids) :]]
@@ -202,3 +202,33 @@ def test_greedy_tokens_and_recorded_selections(
             for step_idx in range(NEW_TOKENS - 1):
                 query = len(ids) + step_idx
                 assert records[i, layer, step_idx] == sorted(p for p in reference[query].tolist() if p <= query)
+
+
+def test_the_command_line_gives_the_same_tokens(
+    checkpoint: Path,
+    ours: Model,
+    theirs: DeepseekV32ForCausalLM,
+    prompts: list[list[int]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    comparable = [ids for ids in prompts if not has_near_tie(ours, ids + greedy(theirs, ids))]
+    assert len(comparable) >= len(prompts) - 2
+    stop = greedy(theirs, comparable[0])[5]
+    (checkpoint / "generation_config.json").write_text(json.dumps({"eos_token_id": stop}))
+    prompt_file = tmp_path / "prompts.jsonl"
+    prompt_file.write_text("".join(json.dumps({"prompt_token_ids": ids}) + "\n" for ids in comparable))
+    options = f"--ckpt-path {checkpoint} --dtype float32 --device cpu --temperature 0 --batch-size 3 --json"
+    arguments = ["generate", *options.split(), "--max-new-tokens", str(NEW_TOKENS), "--input-file", str(prompt_file)]
+    assert run(arguments) == 0
+    lines = {line["request_id"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}
+    for i, ids in enumerate(comparable):
+        tokens = greedy(theirs, ids, stop)
+        stopped = tokens[-1] == stop
+        assert lines[i]["token_ids"] == (tokens[:-1] if stopped else tokens)
+        assert lines[i]["finish_reason"] == ("stop" if stopped else "length")
+        assert lines[i]["text"] is None
+    assert lines[0]["finish_reason"] == "stop"
+
+    assert run(["generate", "--ckpt-path", str(checkpoint), "--device", "cpu", "--prompt", "text"]) == 2
+    assert "no tokenizer.json" in capsys.readouterr().err

@@ -239,3 +239,12 @@ def test_nothing_is_accepted_but_what_the_schema_allows(name: str, value: Any) -
     reader._accept(json.dumps(record).encode() + b"\n", Path("t.jsonl"), 1)
     assert (reader.counts.accepted + reader.counts.without_positions == 1) is allowed
     assert sum(rejected.count for rejected in reader.counts.rejected.values()) == (not allowed)
+
+
+def test_a_bad_record_has_no_say_in_the_block_size(tmp_path: Path) -> None:
+    path = tmp_path / "trace_steps.jsonl"
+    rows = [GOOD | {"block_size_tokens": 16}, GOOD | {"selected_token_pos": [-3], "block_size_tokens": 32}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    reader = JsonlReader("skip", block_sizes=True)
+    list(reader.read(path))
+    assert reader.counts.block_sizes == {16}

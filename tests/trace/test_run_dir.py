@@ -1,6 +1,7 @@
 """The run's folder: refusals that leave nothing behind, and interrupted runs that end as if they had not been."""
 
 import json
+import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from hypothesis import strategies as st
 from dsakv.config import Config, EngineConfig, TraceConfig
 from dsakv.errors import DsakvError, InputError
 from dsakv.trace import selfcheck as sample
+from dsakv.trace.files import locked
 from dsakv.trace.run_dir import RunDir
 from dsakv.trace.summary import summarize
 from dsakv.trace.validate import validate
+from dsakv.trace.writer import TraceWriter
 
 OPTIONS = TraceConfig(requests_per_shard=2)
 CONFIG = sample.sample_config(OPTIONS)
@@ -74,7 +77,7 @@ def test_a_killed_run_ends_like_one_that_was_not(
         file.write_bytes(file.read_bytes()[:keep])
         if keep == 0 and data.draw(st.booleans()):
             file.unlink()
-    (run.trace_dir / ".summary.json.tmp").write_bytes(b"{")
+    (run.trace_dir / ".summary.json.1.dsakv-tmp").write_bytes(b"{")
 
     resumed = RunDir.resume(path, sample.BLOCK_SIZE, CONFIG)
     assert not list(run.trace_dir.glob(".*"))
@@ -138,7 +141,7 @@ def test_a_folder_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(DsakvError, match="cannot write"):
         RunDir.create("/proc/run", "test", 64, CONFIG)
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / ".config.json.tmp").symlink_to("/dev/full")
+    (tmp_path / "run" / f".config.json.{os.getpid()}.dsakv-tmp").symlink_to("/dev/full")
     with pytest.raises(DsakvError, match="the disk is full"):
         RunDir.create(tmp_path / "run", "test", 64, CONFIG)
     assert not list((tmp_path / "run").iterdir())
@@ -198,3 +201,31 @@ def test_run_meta_is_written_once(tmp_path: Path) -> None:
         "trace": msgspec.to_builtins(OPTIONS),
         "inputs": {"kept": 1},
     }
+
+
+def test_a_run_is_written_by_one_process_at_a_time(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path / "run", "test", 64, CONFIG)
+    with locked(run.path), pytest.raises(DsakvError, match="another process is writing"):
+        RunDir.resume(run.path, 64, CONFIG)
+    with (
+        locked(run.path),
+        pytest.raises(DsakvError, match="another process is writing"),
+        TraceWriter(run, TraceConfig(), seed=0, requests=[], prefix={}, inputs={}),
+    ):
+        pass
+    assert not run.requests_path.exists()
+    RunDir.resume(run.path, 64, CONFIG)
+
+
+def test_what_has_no_part_in_a_trace_may_differ(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path / "run", "test", 64, CONFIG)
+    other = json.loads(CONFIG)
+    other["analyze"] = {"workers": 9}
+    RunDir.check_resumable(run.path, json.dumps(other).encode())
+
+
+def test_asking_whether_a_run_can_go_on_changes_nothing(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path / "run", "test", 64, CONFIG)
+    (run.trace_dir / "summary.json").write_text("{}")
+    assert RunDir.check_resumable(run.path, CONFIG) == run.path
+    assert (run.trace_dir / "summary.json").exists()

@@ -47,13 +47,6 @@ def test_a_histogram_has_the_figures_of_the_sorted_values(parts: list[list[int]]
     assert found == {"count": n, **{name: values[rank] for name, rank in ranks.items()}}
 
 
-@given(a=st.lists(st.lists(BIG, max_size=9), max_size=3), b=st.lists(st.lists(BIG, max_size=9), max_size=3))
-def test_merged_histograms_are_one(a: list[list[int]], b: list[list[int]]) -> None:
-    merged = histogram(a)
-    merged.merge(histogram(b))
-    assert merged.distribution() == histogram(a + b).distribution()
-
-
 @pytest.mark.parametrize("options", [TraceConfig(), TraceConfig(sample_rate=0.5, prefill_tail=4, requests_per_shard=2)])
 def test_the_shards_give_the_summary_again(tmp_path: Path, options: TraceConfig) -> None:
     run = trace(tmp_path / "run", options)
@@ -61,34 +54,6 @@ def test_the_shards_give_the_summary_again(tmp_path: Path, options: TraceConfig)
     assert summarize(run.trace_dir) == written
     assert written["inputs"] == {"kept": len(REQUESTS), "truncated": 0, "dropped": {"empty": 1}}
     assert any(written["prefix_hot_blocks"].values())
-
-
-@pytest.mark.parametrize("cut", [0, 1, 5, 9, 1000])
-def test_parts_merge_to_the_whole(cut: int) -> None:
-    steps = list(sample.sample_steps(REQUESTS))
-
-    def summary(start: int, stop: int) -> Summary:
-        counted = Summary()
-        batch = to_batch(steps[start:stop], seed=0)
-        if batch is not None:
-            blocks = np.array([PREFIX[r].prefix_cached_blocks for r in batch.request_id])
-            counted.add(batch, derive(batch, sample.BLOCK_SIZE, blocks))
-        return counted
-
-    merged = summary(0, cut)
-    merged.merge(summary(cut, len(steps)))
-    assert merged.to_dict({}) == summary(0, len(steps)).to_dict({})
-
-
-def test_a_finished_request_cannot_be_merged_into() -> None:
-    batch = to_batch(list(sample.sample_steps(REQUESTS)), seed=0)
-    assert batch is not None
-    one, two = Summary(), Summary()
-    for summary in (one, two):
-        summary.add(batch, derive(batch, sample.BLOCK_SIZE, np.zeros(len(batch), dtype=np.int64)))
-    two.finish(3)
-    with pytest.raises(ValueError, match="finished request"):
-        one.merge(two)
 
 
 def test_the_hottest_blocks_come_first_and_ties_by_id() -> None:
