@@ -24,7 +24,9 @@ dt { color: var(--dim); } dd { margin: 0; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; margin: 1.5rem 0 .3rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; white-space: nowrap; font-weight: 600; padding-bottom: .3rem; }
-th, td { padding: .2rem .7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
+th, td { padding: .2rem .7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
+  white-space: nowrap; }
+td.words:last-child { white-space: normal; }
 th { color: var(--dim); font-weight: 500; } .words { text-align: left; }
 .note { color: var(--dim); margin: 0; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); gap: 1rem; }
