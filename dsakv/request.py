@@ -33,7 +33,9 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A finished request. Times are wall-clock milliseconds since the run began or spans of it."""
+    """A finished request. Times are wall-clock milliseconds since the engine's run began (a resumed one anew) or spans
+    of it, with all that the consumer of the steps did in between.
+    """
 
     request_id: int
     prompt_tokens: int

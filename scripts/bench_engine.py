@@ -4,7 +4,7 @@ Each measurement is a process of its own, the two programs in turn, so that memo
 of the machine hits both. Decode figures are medians over single steps. transformers gets its prompt in chunks of the
 same size as dsakv's: its own prefill builds a mask over the whole context.
 
-    python scripts/bench_engine.py --lengths 2048 8192 32768 --ours-only 65536
+    python scripts/bench_engine.py --lengths 2048 8192 32768 --ours-only 65500
 """
 
 from __future__ import annotations

@@ -19,18 +19,18 @@ from dataclasses import dataclass
 import torch
 
 from dsakv.engine.blocks import BlockManager, blocks_for
-from dsakv.engine.recording import collect
+from dsakv.engine.recording import Recorder
 from dsakv.engine.sampling import sample
 from dsakv.engine.sequence import Sequence
-from dsakv.errors import InputError
+from dsakv.errors import DsakvError, InputError
 from dsakv.kv.paged import BlockTable, PagedCache
-from dsakv.models.contracts import LayerOutput, Model
+from dsakv.models.contracts import Model
 from dsakv.request import Request, Step
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How requests run; the fields mirror the ``engine`` section of the configuration."""
+    """How requests run, and what of it is recorded."""
 
     batch_size: int = 1
     block_size: int = 64
@@ -57,7 +57,21 @@ class Engine:
     def check(self, requests: Iterable[Request]) -> None:
         """Raise InputError for a request that the model cannot hold."""
         for request in requests:
-            self._blocks_needed(request)
+            total = len(request.prompt_token_ids) + request.max_new_tokens
+            if not request.prompt_token_ids:
+                raise InputError(f"prompt {request.request_id} is empty", "remove it from the input")
+            if total > self.model.max_seq_len:
+                raise InputError(
+                    f"prompt {request.request_id} has {len(request.prompt_token_ids)} tokens; with "
+                    f"{request.max_new_tokens} new ones it exceeds the limit of {self.model.max_seq_len}",
+                    "shorten the prompt, or lower --max-new-tokens",
+                )
+            bad = next((t for t in request.prompt_token_ids if not 0 <= t < self.model.vocab_size), None)
+            if bad is not None:
+                raise InputError(
+                    f"prompt {request.request_id} holds token {bad}, the vocabulary has {self.model.vocab_size}",
+                    "were the token ids made for another model?",
+                )
 
     def run(self, requests: Iterable[Request]) -> Iterator[Step]:
         """Yield the steps that complete ``requests``, admitted in order as others finish.
@@ -66,6 +80,7 @@ class Engine:
         numbered on from those of earlier runs. Raises InputError as ``check`` does, before the first step.
         """
         waiting = deque(requests)
+        self.check(waiting)
         options = self.options
         needs = [self._blocks_needed(request) for request in waiting]
         n_blocks = sum(heapq.nlargest(options.batch_size, needs))
@@ -88,7 +103,13 @@ class Engine:
                     break
                 table = BlockTable(blocks, self.model.device)
                 running.append(Sequence(waiting.popleft(), table, options.seed, self.model.device, epoch))
-            step = self._step(running, cache, epoch)
+            try:
+                step = self._step(running, cache, epoch)
+            except torch.OutOfMemoryError as error:
+                raise DsakvError(
+                    f"{self.model.device} ran out of memory in a step of {len(running)} sequences",
+                    "lower --prefill-chunk or --batch-size",
+                ) from error
             done = {completion.request_id for completion in step.finished}
             for sequence in running:
                 if sequence.request.request_id in done:
@@ -104,6 +125,8 @@ class Engine:
         prefilling = [sequence for sequence in running if sequence.prefilling]
         batch, lengths = self._schedule(prefilling or running)
         starts = [sequence.computed for sequence in batch]
+        for sequence in batch:
+            sequence.begin()
         bound = cache.bind([sequence.table for sequence in batch], starts, lengths)
         tokens = [
             token
@@ -112,19 +135,18 @@ class Engine:
         ]
         hidden = self.model.embed(torch.tensor(tokens, device=self.model.device))  # [T, dim]
         rope = self.model.rope(bound.positions)
-        outputs: list[LayerOutput] = []
+        tail = self.options.record_prefill_tail if prefilling else None
+        recorder = Recorder(batch, bound.segments, tail) if self.options.record else None
         for i, layer in enumerate(self.model.layers):
             output = layer(hidden, rope, bound.positions, bound.layer(i))
             hidden = output.hidden
-            outputs.append(output)
+            if recorder:
+                recorder.add(output)
         for sequence, length in zip(batch, lengths, strict=True):
             sequence.computed += length
         new_tokens = self._sample(batch, hidden, [segment.rows.stop - 1 for segment in bound.segments])
         wall_us = round((self._clock() - begin) * 1e6)
 
-        records = None
-        if self.options.record:
-            records = collect(outputs, batch, bound.segments, self.model, cache.row_bytes, self._tail(prefilling))
         finished = []
         for sequence, token in new_tokens:
             stopped = token in self.options.eos_token_ids
@@ -137,7 +159,7 @@ class Engine:
             new_tokens=[(sequence.request.request_id, token) for sequence, token in new_tokens],
             prompt_tokens=len(tokens) if prefilling else 0,
             finished=finished,
-            records=records,
+            records=recorder.records(self.model, cache.row_bytes) if recorder else None,
         )
 
     def _schedule(self, sequences: list[Sequence]) -> tuple[list[Sequence], list[int]]:
@@ -166,28 +188,9 @@ class Engine:
             sequence.append(token)
         return [(sequence, token) for (sequence, _), token in zip(ready, tokens, strict=True)]
 
-    def _tail(self, prefilling: list[Sequence]) -> int | None:
-        """Last queries of a prompt to record in this step; None in decode, where every query is recorded."""
-        return self.options.record_prefill_tail if prefilling else None
-
     def _blocks_needed(self, request: Request) -> int:
-        total = len(request.prompt_token_ids) + request.max_new_tokens
-        if not request.prompt_token_ids:
-            raise InputError(f"prompt {request.request_id} is empty", "remove it from the input")
-        if total > self.model.max_seq_len:
-            raise InputError(
-                f"prompt {request.request_id} has {len(request.prompt_token_ids)} tokens; with "
-                f"{request.max_new_tokens} new ones it exceeds the limit of {self.model.max_seq_len}",
-                "shorten the prompt, or lower --max-new-tokens",
-            )
-        bad = next((t for t in request.prompt_token_ids if not 0 <= t < self.model.vocab_size), None)
-        if bad is not None:
-            raise InputError(
-                f"prompt {request.request_id} holds token {bad}, the vocabulary has {self.model.vocab_size}",
-                "were the token ids made for another model?",
-            )
         # The last generated token is never computed: its KV is not needed.
-        return blocks_for(total - 1, self.options.block_size)
+        return blocks_for(len(request.prompt_token_ids) + request.max_new_tokens - 1, self.options.block_size)
 
     def _clock(self) -> float:
         if self.options.sync and self.model.device.type == "cuda":

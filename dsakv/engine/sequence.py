@@ -23,7 +23,7 @@ class Sequence:
         """Tokens whose KV is in the cache."""
         self.generator = torch.Generator(device).manual_seed(_stream_seed(seed, request.request_id))
         self.arrival = arrival
-        self.started = time.perf_counter()
+        self.started = 0.0
         self.first_token = 0.0
 
     @property
@@ -33,6 +33,11 @@ class Sequence:
     @property
     def generated(self) -> int:
         return len(self.token_ids) - self.prompt_tokens
+
+    def begin(self) -> None:
+        """Note the time where the prefill starts; called before every step that the sequence is part of."""
+        if not self.computed:
+            self.started = time.perf_counter()
 
     def append(self, token: int) -> None:
         if not self.generated:

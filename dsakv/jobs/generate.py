@@ -91,7 +91,14 @@ def _tape(config: Config, loaded: LoadedModel, console: Console, counts: dict[st
 
     try:
         with TraceWriter(
-            run, config.trace, seed=config.engine.seed, requests=[], prefix={}, inputs=counts, text=text
+            run,
+            config.trace,
+            seed=config.engine.seed,
+            requests=[],
+            prefix={},
+            inputs=counts,
+            text=text,
+            resumable=False,
         ) as writer:
             yield _Tape(writer, log, counts)
     finally:

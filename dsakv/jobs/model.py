@@ -15,7 +15,7 @@ from dsakv.config import ModelConfig
 from dsakv.errors import DsakvError, InputError
 from dsakv.models.contracts import Model
 from dsakv.models.deepseek_v32_shape import DeepseekV32Shape
-from dsakv.models.registry import family_of, kv_bytes_per_token_layer, read_config
+from dsakv.models.registry import family_of, read_config
 from dsakv.models.tiny import ensure_tiny_model
 from dsakv.tokenizer import Tokenizer, generation_eos_ids, load_tokenizer
 from dsakv.weights.checkpoint import Checkpoint, load_parameters
@@ -68,7 +68,7 @@ class LoadedModel:
             "index_n_heads": self.shape.index_n_heads,
             "index_head_dim": self.shape.index_head_dim,
             "max_seq_len": self.max_seq_len,
-            "kv_bytes_per_token_layer": kv_bytes_per_token_layer(self.shape, dtype),
+            "kv_bytes_per_token_layer": self.model.kv_row_dim * dtype.itemsize,
         }
 
 
@@ -113,11 +113,13 @@ def load_model(config: ModelConfig) -> LoadedModel:
             f"--index-fp8 rotates index keys by a Hadamard matrix, which has no size {shape.index_head_dim}",
             "leave it out: this model's index_head_dim is no power of two",
         )
+    # Before the weights: it takes seconds, they may take minutes.
+    tokenizer = load_tokenizer(directory) if (directory / "tokenizer.json").is_file() else None
     model = family.build(shape, dtype, device, index_fp8=config.index_fp8)
     try:
         with Checkpoint(directory) as checkpoint:
             load_parameters(
-                model, checkpoint, family.stored_name, device=device, ignore=lambda name: family.ignores(shape, name)
+                model, checkpoint, family.stored_name, device=device, unused=lambda names: family.unused(shape, names)
             )
     except InputError as error:
         if config.ckpt_path is None:
@@ -135,7 +137,6 @@ def load_model(config: ModelConfig) -> LoadedModel:
     marked = read_config(own) if own.is_file() else raw
     random_weights = bool(marked.get("dsakv_random_weights", False))
     name = "tiny-random (embedded)" if config.ckpt_path is None else directory.resolve().name
-    tokenizer = load_tokenizer(directory) if (directory / "tokenizer.json").is_file() else None
     eos = tokenizer.eos_token_ids if tokenizer else generation_eos_ids(directory) or _config_eos_ids(marked)
     return LoadedModel(ready, directory, eos, tokenizer, shape, name, random_weights, config.index_fp8)
 

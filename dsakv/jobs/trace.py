@@ -36,7 +36,7 @@ def trace(name: str, config: Config, console: Console) -> RunDir:
     block_size, stored = config.engine.kv_block_size, resolved_json(config)
     # What can fail for the output folder's sake does so before minutes are spent on loading a model.
     if config.trace.resume:
-        RunDir.check_resumable(config.trace.out, stored)
+        RunDir.check_resumable(config.trace.out, stored, dataset=name)
     else:
         RunDir.check_free(config.trace.out)
     workload = build(name, config)
@@ -45,7 +45,8 @@ def trace(name: str, config: Config, console: Console) -> RunDir:
     requests, counts = _draw(workload, config, loaded, console)
     _say_size(requests, config, loaded, console)
     if config.trace.resume:
-        run = RunDir.resume(config.trace.out, block_size, stored)
+        facts = {"dataset": name, "model": loaded.describe(), "inputs": counts}
+        run = RunDir.resume(config.trace.out, block_size, stored, **facts)
     else:
         run = RunDir.create(config.trace.out, name, block_size, stored)
     run.write_meta(dataset=name, model=loaded.describe(), seed=config.engine.seed, options=config.trace, inputs=counts)

@@ -62,7 +62,7 @@ def top_k(scores: Tensor, k: int) -> Tensor:
 
 def _top_k_tied(scores: Tensor, boundary: Tensor, k: int) -> Tensor:
     """Rows whose k-th and next score both equal ``boundary`` ``[t, 1]``: fill up with its lowest positions."""
-    above = scores > boundary  # [t, S]
+    above = (scores > boundary) | scores.isnan()  # [t, S]; topk too puts NaN first
     equal = scores == boundary
     room = k - above.sum(-1, keepdim=True)
     chosen = above | (equal & (equal.cumsum(-1) <= room))

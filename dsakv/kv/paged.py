@@ -64,7 +64,7 @@ class StepCache:
     ) -> None:
         self.cache = cache
         self.tables = tables
-        size, device = cache.block_size, cache.device
+        device = cache.device
         self.segments: list[Segment] = []
         row = 0
         for start, length in zip(starts, lengths, strict=True):
@@ -82,7 +82,6 @@ class StepCache:
         self.row_base = (owner * ids.shape[1]).unsqueeze(1)  # [T, 1]
         self.last = torch.tensor([s.seq_len - 1 for s in self.segments], device=device)[owner].unsqueeze(1)  # [T, 1]
         self.new_slots = self.slots(self.positions.unsqueeze(1), slice(0, row)).squeeze(1)  # [T]
-        self.block_size = size
 
     def slots(self, positions: Tensor, rows: slice) -> Tensor:
         """Row numbers in the pool of ``positions`` ``[t, K]`` of the queries ``rows``."""
@@ -154,7 +153,7 @@ class PagedCache:
             size = n_layers * slots * (row_dim + index_dim) * dtype.itemsize
             raise DsakvError(
                 f"no room on {device} for a KV cache of {size / 1e9:.1f} GB",
-                "lower --batch-size, or shorten the prompts",
+                "lower --batch-size or --kv-block-size, or shorten the prompts",
             ) from error
 
     @property

@@ -199,6 +199,10 @@ def hf_name(name: str) -> str:
     return f"model.layers.{layer}.{stem}.{leaf}"
 
 
-def ignores_tensor(shape: DeepseekV32Shape, name: str) -> bool:
-    """Whether a stored tensor has no part in decoding: the multi-token-prediction layer and RoPE tables."""
-    return name.startswith(f"model.layers.{shape.n_layers}.") or name.endswith("rotary_emb.inv_freq")
+def unused_tensors(shape: DeepseekV32Shape, names: set[str]) -> set[str]:
+    """Stored tensors that have no part in decoding: the multi-token-prediction layer and RoPE tables."""
+    unused = {name for name in names if name.endswith("rotary_emb.inv_freq")}
+    extra = f"model.layers.{shape.n_layers}."
+    if f"{extra}eh_proj.weight" in names:  # else it is a decoder layer that the shape has forgotten
+        unused |= {name for name in names if name.startswith(extra)}
+    return unused

@@ -73,7 +73,9 @@ class MoE(nn.Module):
             if count:
                 outputs.append(self.experts[expert](inputs[start : start + count]))
                 start += count
-        routed = torch.cat(outputs).float() * weights.flatten()[order].unsqueeze(1)
-        total = torch.zeros(x.shape, dtype=torch.float32, device=x.device).index_add_(0, tokens, routed)
+        sorted_outputs = torch.cat(outputs).float()  # [T * k, dim]
+        routed = torch.empty_like(sorted_outputs).index_copy_(0, order, sorted_outputs).view(*weights.shape, -1)
+        # A sum in fixed order: adding by index would let CUDA choose it, and runs would differ.
+        total = (routed * weights.unsqueeze(-1)).sum(1)
         out: Tensor = total.to(x.dtype) + self.shared_experts(x)
         return out

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
-import torch
 from torch import nn
 
 from dsakv.errors import InputError
@@ -21,12 +20,12 @@ class Family(NamedTuple):
     parse_shape: Callable[[dict[str, Any], str], DeepseekV32Shape]
     build: Callable[..., nn.Module]
     stored_name: Callable[[str], str]
-    ignores: Callable[[DeepseekV32Shape, str], bool]
-    """Whether a checkpoint's tensor has no part in the model (multi-token prediction, say)."""
+    unused: Callable[[DeepseekV32Shape, set[str]], set[str]]
+    """Tensors of a checkpoint that have no part in the model (multi-token prediction, say)."""
 
 
 FAMILIES = {
-    "deepseek_v32": Family(parse_shape, deepseek_v32.DeepseekV32, deepseek_v32.hf_name, deepseek_v32.ignores_tensor),
+    "deepseek_v32": Family(parse_shape, deepseek_v32.DeepseekV32, deepseek_v32.hf_name, deepseek_v32.unused_tensors),
 }
 
 
@@ -49,8 +48,3 @@ def family_of(config: dict[str, Any], source: str) -> Family:
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise InputError(f"{source}: model_type {kind!r} is not supported", f"supported: {', '.join(FAMILIES)}")
     return FAMILIES[kind]
-
-
-def kv_bytes_per_token_layer(shape: DeepseekV32Shape, dtype: torch.dtype) -> int:
-    """Bytes of one token's KV row in one layer, the indexer's key aside."""
-    return (shape.kv_lora_rank + shape.qk_rope_head_dim) * dtype.itemsize

@@ -85,10 +85,12 @@ class RunDir:
         return run
 
     @staticmethod
-    def check_resumable(out: str | Path | None, config_json: bytes) -> Path:
+    def check_resumable(out: str | Path | None, config_json: bytes, **facts: Any) -> Path:
         """The folder of the run to go on with. Changes nothing; asked before a model is loaded, and by ``resume``.
 
-        Raises InputError where there is no run, or one with another configuration or without positions.
+        ``facts`` are fields of ``run_meta.json`` as they would be written now: where the machine, the checkpoint or
+        the data have changed, a run must not go on. Raises InputError where there is no run, or one with another
+        configuration, other facts or without positions.
         """
         if out is None:
             raise InputError("--resume does not know which run to go on with", "name its folder with --trace-out")
@@ -101,10 +103,18 @@ class RunDir:
                 "start a new one in another --trace-out, without --resume",
             ) from None
         _same_config(path, stored, orjson.loads(config_json))
+        for meta_path in path.glob("block*/run_meta.json"):
+            meta = orjson.loads(meta_path.read_bytes())
+            for name, value in facts.items():
+                if meta.get(name) != value:
+                    raise InputError(
+                        f"the run in {path} has another {name}: {_shown(meta.get(name))}, now {_shown(value)}",
+                        "start a new run in another --trace-out",
+                    )
         return path
 
     @classmethod
-    def resume(cls, out: str | Path | None, block_size: int, config_json: bytes) -> RunDir:
+    def resume(cls, out: str | Path | None, block_size: int, config_json: bytes, **facts: Any) -> RunDir:
         """Go on with the run in ``out``: drop the records of unfinished requests and keep the others.
 
         A request whose records are not all there counts as unfinished. Killed on the way, it can be called again.
@@ -113,7 +123,7 @@ class RunDir:
             InputError: no run there, one with another configuration or without positions, or a damaged file.
             DsakvError: ``out`` cannot be written, or another process is writing it.
         """
-        path = cls.check_resumable(out, config_json)
+        path = cls.check_resumable(out, config_json, **facts)
         run = cls(path, block_size)
         try:
             with locked(path):
@@ -214,6 +224,10 @@ def _same_config(path: Path, stored: Any, given: Any) -> None:
             f"the run in {path} keeps no positions, so its summary cannot be made again",
             "start it over in another --trace-out",
         )
+
+
+def _shown(value: Any) -> str:
+    return orjson.dumps(value).decode()
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:

@@ -29,7 +29,7 @@ from dsakv.trace.records import PrefixFacts, derive, to_batch
 from dsakv.trace.run_dir import RunDir
 from dsakv.trace.summary import Summary, from_shards
 
-QUEUED_STEPS = 16
+QUEUED_STEPS = 4  # of V3.2 at batch 64 a step is some 60 MB
 BATCH_RECORDS = 256
 
 
@@ -53,6 +53,7 @@ class TraceWriter:
         inputs: dict[str, Any],
         text: Callable[[Completion], str | None] | None = None,
         score: Callable[[Completion], float | None] | None = None,
+        resumable: bool = True,
     ) -> None:
         """Prepare to write; entering the context starts the writer thread.
 
@@ -65,12 +66,13 @@ class TraceWriter:
             inputs: for the summary: ``{"kept": n, "truncated": n, "dropped": {reason: n}}``, of the whole run.
             text: what a completion says, for ``--trace-store-text``.
             score: the workload's score of a completion. Like ``text``, called from :meth:`write`.
+            resumable: whether the command that runs can go on with this run, should the disk be full.
 
         Raises:
             InputError: the trace to go on with is damaged.
         """
         self._run, self._options, self._seed, self._inputs = run, options, seed, inputs
-        self._text, self._score = text, score
+        self._text, self._score, self._resumable = text, score, resumable
         self._requests: dict[int, Request] = {}
         self._prefix: dict[int, PrefixFacts] = {}
         self._shards: dict[int, Path] = {}
@@ -88,7 +90,7 @@ class TraceWriter:
         self._closed = False
         self._lock = ExitStack()
         self._queue: queue.Queue[tuple[Step, _Outcomes] | None] = queue.Queue(QUEUED_STEPS)
-        self._thread = threading.Thread(target=self._work, name="trace-writer")
+        self._thread = threading.Thread(target=self._work, name="trace-writer", daemon=True)
 
     def expect(self, request: Request, prefix: PrefixFacts) -> None:
         """Announce a request that the constructor did not name, before the first step that runs it (a chat's turn)."""
@@ -171,10 +173,17 @@ class TraceWriter:
         except Exception as error:
             self._error = error
         finally:
-            for file in self._files.values():
-                file.close()
+            self._close_files()
         while not ended:  # write() may wait for a place in the queue
             ended = self._queue.get() is None
+
+    def _close_files(self) -> None:
+        """Close what is open; some disks tell only now that they did not take all."""
+        for path, file in self._files.items():
+            try:
+                file.close()
+            except OSError as error:
+                self._error = self._error or disk_error(error, path, self._how_to_go_on())
 
     def _take(self, step: Step, outcomes: _Outcomes) -> None:
         if step.records is not None:
@@ -241,11 +250,11 @@ class TraceWriter:
 
     def _how_to_go_on(self) -> str:
         total = len(self._requests) + len(self._run.finished)
-        if not self._options.store_token_pos:
+        if not (self._resumable and self._options.store_token_pos):
             return (
                 f"{self._done} of {total} requests are complete: start over where there is more space, by --trace-out"
             )
         return (
-            f"{self._done} of {total} requests are complete: free some space; dsakv trace goes on with "
+            f"{self._done} of {total} requests are complete: free some space; then go on with "
             f"--resume --trace-out {shlex.quote(str(self._run.path))}"
         )

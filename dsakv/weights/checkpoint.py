@@ -14,7 +14,7 @@ from torch import nn
 
 from dsakv.errors import DsakvError, InputError
 
-_FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_FLOATS = ("F32", "BF16", "F16")
 _INDEX = "model.safetensors.index.json"
 
 
@@ -98,12 +98,12 @@ def load_parameters(
     stored_name: Callable[[str], str],
     *,
     device: torch.device,
-    ignore: Callable[[str], bool],
+    unused: Callable[[set[str]], set[str]],
 ) -> None:
     """Fill every parameter of ``model`` (on ``meta``) exactly once, in the dtype that it declares.
 
     ``stored_name`` maps a parameter's name to the checkpoint's; tensors of the checkpoint that no parameter asks
-    for are errors unless ``ignore`` accepts them. All names, shapes and dtypes are checked before the first read.
+    for are errors unless ``unused`` picks them out. All names, shapes and dtypes are checked before the first read.
     """
     wanted = {name: stored_name(name) for name, _ in model.named_parameters()}
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
@@ -121,8 +121,7 @@ def load_parameters(
             raise InputError(
                 f"tensor {stored} in {where} has dtype {dtype}", f"this version reads {', '.join(_FLOATS)}"
             )
-    surplus = sorted(checkpoint.names - set(wanted.values()))
-    surplus = [name for name in surplus if not ignore(name)]
+    surplus = sorted(checkpoint.names - set(wanted.values()) - unused(checkpoint.names))
     if surplus:
         raise InputError(
             f"{where} holds tensor {surplus[0]} that the model has no place for ({len(surplus)} in all)",
@@ -134,6 +133,10 @@ def load_parameters(
         dtype = getattr(owner, leaf).dtype
         try:
             value = checkpoint.read(stored).to(device=device, dtype=dtype)
+        except torch.OutOfMemoryError as error:
+            raise DsakvError(
+                f"{device} has no room for the model's weights", "use a larger device, or --device cpu"
+            ) from error
         except (SafetensorError, OSError) as error:
             raise DsakvError(f"cannot read tensor {stored} in {where}: {error}", "check the disk") from error
         setattr(owner, leaf, nn.Parameter(value, requires_grad=False))

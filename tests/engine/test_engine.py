@@ -163,6 +163,14 @@ def test_times_add_up(model: Model, prompts: list[list[int]]) -> None:
         assert completion.latency_ms == pytest.approx(completion.ttft_ms + rest)
 
 
+def test_a_prompt_waits_until_its_own_prefill(model: Model) -> None:
+    requests = [Request(i, [1 + i] * 100, 2) for i in range(3)]
+    completions, steps = run(model, EngineOptions(batch_size=3, prefill_chunk=100), requests)
+    for i in range(3):
+        before = sum(step.wall_us for step in steps[:i]) / 1e3
+        assert completions[i].queue_ms >= before
+
+
 def test_greedy_takes_the_lowest_of_equal_logits() -> None:
     logits = torch.tensor([[0.0, 2.0, 2.0], [3.0, 3.0, 3.0]])
     assert sample(logits, 0.0, [torch.Generator(), torch.Generator()]) == [1, 0]

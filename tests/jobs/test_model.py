@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from dsakv.config import ModelConfig
@@ -113,7 +114,8 @@ def test_a_shape_needs_a_checkpoint() -> None:
     ("change", "message"),
     [
         ({"num_hidden_layers": 4}, "lacks tensor model.layers.3."),
-        ({"num_hidden_layers": 1}, r"holds tensor model.layers.2.* that the model has no place for"),
+        ({"num_hidden_layers": 1}, r"holds tensor model.layers.1.* that the model has no place for"),
+        ({"num_hidden_layers": 2}, r"holds tensor model.layers.2.* that the model has no place for"),
         ({"hidden_size": 32}, r"has shape \[260, 64\], the model needs \[260, 32\]"),
         ({"vocab_size": 300}, r"has shape \[260, 64\], the model needs \[300, 64\]"),
         ({"n_routed_experts": 12}, "tensor model.layers.1.mlp"),
@@ -129,7 +131,8 @@ def test_a_shape_that_is_not_the_checkpoints(
 
 
 def test_the_layer_of_multi_token_prediction_is_left_out(small_checkpoint: Path, tmp_path: Path) -> None:
-    """One layer fewer in the config: the checkpoint's last is then where DeepSeek keeps that layer."""
-    config = json.loads((small_checkpoint / "config.json").read_text())
-    (tmp_path / "shape.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
-    assert len(load(small_checkpoint, config=str(tmp_path / "shape.json")).model.layers) == 2
+    checkpoint = tmp_path / "with-prediction"
+    shutil.copytree(small_checkpoint, checkpoint)
+    extra = {f"model.layers.3.{name}.weight": torch.zeros(2) for name in ("eh_proj", "enorm", "self_attn.o_proj")}
+    save_file(extra, checkpoint / "prediction.safetensors")
+    assert len(load(checkpoint).model.layers) == 3

@@ -65,6 +65,11 @@ def test_top_k_puts_what_a_query_may_not_see_last() -> None:
     assert kernels.top_k(scores, 5)[0, :3].tolist() == [0, 1, 2]
 
 
+def test_top_k_survives_scores_that_are_not_numbers() -> None:
+    assert kernels.top_k(torch.tensor([[math.nan, 1.0, 1.0, 0.0, 0.0]]), 3).tolist() == [[0, 1, 2]]
+    assert kernels.top_k(torch.tensor([[math.nan, 1.0, 0.0, 0.0, 0.0]]), 3).tolist() == [[0, 1, 2]]
+
+
 def test_sparse_attention_equals_softmax_over_the_valid_rows() -> None:
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(3, 4, 12, generator=generator)

@@ -17,9 +17,12 @@ from dsakv.cli import run
 from dsakv.config import ModelConfig
 from dsakv.errors import InputError
 from dsakv.jobs.model import load_model
+from dsakv.models.deepseek_v32 import unused_tensors
 from dsakv.models.deepseek_v32_shape import DeepseekV32Shape, parse_shape
 from dsakv.models.layers import Yarn
 from dsakv.models.registry import family_of, read_config
+from dsakv.models.tiny import CONFIG
+from tests.shapes import SMALL_SHAPE
 
 CONFIGS = Path(dsakv.__file__).parent.parent / "configs"
 
@@ -335,3 +338,12 @@ def test_a_checkpoint_runs_the_same_under_either_form(
         for config in (None, "small")
     ]
     assert shapes[0] == shapes[1]
+
+
+def test_a_prediction_layer_is_passed_over_and_a_forgotten_one_is_not() -> None:
+    shape = parse_shape(CONFIG | SMALL_SHAPE, "small")
+    rope = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    prediction = {"model.layers.3.eh_proj.weight", "model.layers.3.self_attn.o_proj.weight"}
+    others = {"model.layers.2.mlp.gate.weight", "model.layers.30.eh_proj.weight"}
+    assert unused_tensors(shape, prediction | others | {rope}) == prediction | {rope}
+    assert unused_tensors(shape, {"model.layers.3.self_attn.o_proj.weight"}) == set()

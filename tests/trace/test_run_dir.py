@@ -229,3 +229,13 @@ def test_asking_whether_a_run_can_go_on_changes_nothing(tmp_path: Path) -> None:
     (run.trace_dir / "summary.json").write_text("{}")
     assert RunDir.check_resumable(run.path, CONFIG) == run.path
     assert (run.trace_dir / "summary.json").exists()
+
+
+def test_a_run_goes_on_only_with_the_model_and_the_data_it_began_with(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path / "run", "test", 64, CONFIG)
+    facts: dict[str, Any] = {"dataset": "test", "model": {"name": "a"}, "inputs": {"kept": 1}}
+    run.write_meta(seed=0, options=OPTIONS, **facts)
+    RunDir.check_resumable(run.path, CONFIG, **facts)
+    for name in facts:
+        with pytest.raises(InputError, match=f"has another {name}"):
+            RunDir.resume(run.path, 64, CONFIG, **facts | {name: {"name": "b"}})

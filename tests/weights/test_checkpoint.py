@@ -40,10 +40,14 @@ def toy_tensors() -> Tensors:
 NAMES = {"proj.weight": "w", "norm.weight": "g", "norm.bias": "b"}
 
 
-def load(directory: Path, ignore: Callable[[str], bool] = lambda name: False) -> Toy:
+def nothing(names: set[str]) -> set[str]:
+    return set()
+
+
+def load(directory: Path, unused: Callable[[set[str]], set[str]] = nothing) -> Toy:
     model = Toy()
     with Checkpoint(directory) as checkpoint:
-        load_parameters(model, checkpoint, NAMES.__getitem__, device=CPU, ignore=ignore)
+        load_parameters(model, checkpoint, NAMES.__getitem__, device=CPU, unused=unused)
     return model
 
 
@@ -92,7 +96,9 @@ def test_files_beside_those_of_the_index_are_left_alone(tmp_path: Path) -> None:
 
 def test_tensors_without_a_part_in_the_model_may_be_ignored(tmp_path: Path) -> None:
     write(tmp_path, {"model.safetensors": toy_tensors() | {"mtp.w": torch.zeros(1, dtype=torch.int64)}})
-    assert load(tmp_path, ignore=lambda name: name.startswith("mtp.")).norm.weight.shape == (2,)
+    assert load(
+        tmp_path, unused=lambda names: {name for name in names if name.startswith("mtp.")}
+    ).norm.weight.shape == (2,)
 
 
 def test_the_header_tells_dtype_and_shape(tmp_path: Path) -> None:
@@ -131,7 +137,7 @@ def test_nothing_is_loaded_before_everything_is_checked(tmp_path: Path) -> None:
     write(tmp_path, {"model.safetensors": toy_tensors() | {"b": torch.zeros(3)}})
     model = Toy()
     with Checkpoint(tmp_path) as checkpoint, pytest.raises(InputError, match="tensor b"):
-        load_parameters(model, checkpoint, NAMES.__getitem__, device=CPU, ignore=lambda name: False)
+        load_parameters(model, checkpoint, NAMES.__getitem__, device=CPU, unused=nothing)
     assert all(parameter.is_meta for parameter in model.parameters())
 
 
