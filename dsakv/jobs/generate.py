@@ -15,7 +15,7 @@ from dsakv.console import Console
 from dsakv.engine.engine import Engine
 from dsakv.errors import InputError
 from dsakv.jobs.model import LoadedModel, load_model
-from dsakv.jobs.prompts import read_requests
+from dsakv.jobs.prompts import read_prompts, to_requests
 from dsakv.jobs.run import PrefixLog, announce, how_to_analyze, inputs, make_engine
 from dsakv.request import Completion, Request, Step
 from dsakv.settings import resolved_json
@@ -42,10 +42,11 @@ def generate(config: Config, console: Console) -> None:
         RunDir.check_free(config.trace.out)
     elif config.trace.out is not None:
         console.warn("--trace-out does nothing without --trace-enable")
+    prompts = [] if given.interactive else read_prompts(config)  # a bad file is told of before weights are read
     loaded = load_model(config.model)
     announce(loaded, console)
     engine = make_engine(config, loaded, record=config.trace.enable)
-    requests = [] if given.interactive else read_requests(config, loaded)
+    requests = to_requests(prompts, config, loaded)
     engine.check(requests)
     with _tape(config, loaded, console, inputs(len(requests))) as tape:
         if given.interactive:

@@ -13,6 +13,7 @@ from dsakv.errors import InputError
 from dsakv.request import Request
 from dsakv.tokenizer import Tokenizer, load_tokenizer, write_byte_tokenizer
 from dsakv.workloads import Workload, build
+from dsakv.workloads.ruler import Ruler
 
 NEEDLES = (
     "Filler. One of the special magic numbers for big-cat is: 111. More filler. "
@@ -139,10 +140,10 @@ def test_counts(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert len(second.metadata["needle_depths"]) == 2
 
 
-def test_score_is_the_share_of_gold_strings(tmp_path: Path) -> None:
+def test_score_is_the_share_of_gold_strings() -> None:
     def score(task: str, text: str) -> float | None:
         request = Request(0, [1], 1, answers=("Alpha", "beta"), metadata={"task": task})
-        return _workload(tmp_path).score(request, text)
+        return Ruler().score(request, text)
 
     assert score("cwe", "ALPHA and beta.") == 1.0
     assert score("cwe", "alphabet") == 0.5

@@ -39,7 +39,7 @@ class Ruler:
 
     @classmethod
     def from_config(cls, config: Config) -> Ruler:
-        return cls(
+        workload = cls(
             tasks=config.ruler.tasks,
             context_length=config.ruler.context_length,
             data=Path(config.ruler.data) if config.ruler.data is not None else None,
@@ -48,19 +48,24 @@ class Ruler:
             truncate=config.workload.truncate,
             seed=config.engine.seed,
         )
+        # Wrong tasks and missing files are told of before a model is loaded.
+        if workload.data is None:
+            workload._generated_tasks()
+        else:
+            workload._chosen_files(workload.data)
+        return workload
 
     def requests(self, tokenizer: Tokenizer, max_prompt_tokens: int) -> Iterator[Request]:
         """See ``Workload.requests``. Raises InputError for unknown tasks, for tasks that cannot be generated or
         do not fit the context length, and for every bad row among the ``limit`` that will be read."""
         self.counts = InputCounts()
         if self.data is None:
-            tasks = _choose(self.tasks, GENERATED, "generated")
+            tasks = self._generated_tasks()
             generator = Generator.load(tokenizer, self.context_length, self.seed)
             generator.check(tasks, self.limit)
             items = generator.items(tasks, self.limit)
         else:
-            files = find_files(self.data)
-            chosen = {task: files[task] for task in _choose(self.tasks, tuple(files), f"in {self.data}")}
+            chosen = self._chosen_files(self.data)
             for _ in self._rows(chosen):  # a bad row stops the run before it begins
                 pass
             items = self._rows(chosen)
@@ -73,6 +78,13 @@ class Ruler:
         if str(request.metadata["task"]).startswith("qa"):
             return float(any(found))
         return sum(found) / len(found)
+
+    def _generated_tasks(self) -> tuple[str, ...]:
+        return _choose(self.tasks, GENERATED, "generated")
+
+    def _chosen_files(self, data: Path) -> dict[str, list[Path]]:
+        files = find_files(data)
+        return {task: files[task] for task in _choose(self.tasks, tuple(files), f"in {data}")}
 
     def _rows(self, files: dict[str, list[Path]]) -> Iterator[Item]:
         def of_task(task: str) -> Iterator[Item]:
