@@ -34,7 +34,8 @@ def trace(path: Path, options: TraceConfig, tail: int = 0) -> RunDir:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """What stands in the file so far; a line without its end is still being written."""
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
 
 
 def all_records(run: RunDir) -> list[dict[str, Any]]:
