@@ -9,8 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -330,9 +330,11 @@ def uninterrupted(
 
 
 def poll(ready: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Look again every few milliseconds; a process that ends before it is ready has failed."""
     while not ready():
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.003)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.003)
+            pytest.fail(process.communicate()[1])
 
 
 @pytest.fixture
