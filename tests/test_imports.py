@@ -19,13 +19,13 @@ LEVELS = [
     {"models", "workloads", "analysis", "trace"},
     {"kernels", "policies", "prefix", "tokenizer"},
     {"config", "settings", "request", "console"},
-    {"errors", "threads"},
+    {"errors", "threads", "compiled"},
 ]
 """From the top down. Rooms of one level may use each other, but not in a circle."""
 TORCH_ROOMS = {"engine", "models", "kernels", "kv", "weights", "jobs"}
 TORCH_FREE_JOBS = {"dsakv.jobs", "dsakv.jobs.analyze"}
 """Jobs that run a model are imported when their command is, and only then."""
-HEAVY = {"torch", "transformers", "numpy"}
+HEAVY = {"torch", "transformers", "numpy", "numba"}
 
 
 def module_name(path: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from dsakv.analysis.cache import LruCache
 from dsakv.analysis.history import AccessHistory
@@ -14,7 +13,8 @@ from dsakv.analysis.records import StreamRecords, StreamSplitter, touched_blocks
 from dsakv.analysis.reuse import TemporalLocality
 from dsakv.analysis.working_set import WorkingSet
 from dsakv.config import AnalyzeConfig
-from dsakv.trace.jsonl_reader import JsonlReader, ReadCounts
+from dsakv.trace.intake import Intake, ReadCounts
+from dsakv.trace.units import Unit, read_unit
 
 
 def make_metrics(config: AnalyzeConfig) -> dict[str, Metric]:
@@ -49,13 +49,13 @@ class PartFigures:
 
 
 def analyze_part(
-    shards: Sequence[Path],
+    units: Sequence[Unit],
     config: AnalyzeConfig,
     block_sizes: Sequence[int],
     check_block_size: bool,
     advance: Callable[[int], None],
 ) -> PartFigures:
-    """Figures of ``shards``, which must hold every record of their requests.
+    """Figures of ``units``, which must hold every record of their requests.
 
     ``check_block_size`` collects the records' own block sizes; ``advance`` is called with the bytes just read.
 
@@ -63,7 +63,7 @@ def analyze_part(
         InputError: a bad record, where the configuration is strict.
         DsakvError: a file that cannot be read.
     """
-    reader = JsonlReader(
+    intake = Intake(
         config.on_error,
         request_order=config.step_union or config.key_mode == "request",
         block_sizes=check_block_size,
@@ -76,23 +76,23 @@ def analyze_part(
     )
     metrics = {block_size: make_metrics(config) for block_size in block_sizes}
     histories = {block_size: AccessHistory(config.ws_windows) for block_size in block_sizes}
-    for records in _records(reader, splitter, shards, advance):
+    for records in _records(intake, splitter, units, advance):
         for block_size in block_sizes:
             batch = touched_blocks(records, block_size)
             accesses = histories[block_size].follow(batch)
             for metric in metrics[block_size].values():
                 metric.add(batch, accesses)
-    return PartFigures(reader.counts, splitter.prefill_tail_records, reader.requests, metrics)
+    return PartFigures(intake.counts, splitter.prefill_tail_records, intake.requests, metrics)
 
 
 def _records(
-    reader: JsonlReader, splitter: StreamSplitter, shards: Sequence[Path], advance: Callable[[int], None]
+    intake: Intake, splitter: StreamSplitter, units: Sequence[Unit], advance: Callable[[int], None]
 ) -> Iterator[StreamRecords]:
     told = 0
-    for shard in shards:
-        for batch in reader.read(shard):
+    for unit in units:
+        for batch in read_unit(unit, intake):
             yield from splitter.split(batch)
-            advance(reader.counts.bytes - told)
-            told = reader.counts.bytes
+            advance(intake.counts.bytes - told)
+            told = intake.counts.bytes
     yield from splitter.flush()
-    advance(reader.counts.bytes - told)
+    advance(intake.counts.bytes - told)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -21,8 +20,9 @@ from dsakv.analysis.part import PartFigures, analyze_part, make_metrics
 from dsakv.analysis.recommend import recommend
 from dsakv.config import AnalyzeConfig
 from dsakv.errors import DsakvError, InputError
-from dsakv.trace.jsonl_reader import JsonlReader, ReadCounts
+from dsakv.trace.intake import Intake, ReadCounts
 from dsakv.trace.open import TraceDir, has_random_weights
+from dsakv.trace.units import Unit, read_unit, to_units
 
 LARGEST_BLOCK = (1 << 31) - 1
 """Positions are 32-bit integers."""
@@ -43,7 +43,7 @@ def analyze_trace(trace: TraceDir, config: AnalyzeConfig, advance: Callable[[int
     total = _no_figures(config, block_sizes)
     for part in _parts(trace, config, block_sizes, from_records, advance):
         if total.requests & part.requests:
-            total = analyze_part(trace.shards, config, block_sizes, from_records, advance)
+            total = analyze_part(to_units(trace.shards), config, block_sizes, from_records, advance)
             break
         total.merge(part)
     if len(total.counts.block_sizes) > 1:
@@ -75,12 +75,12 @@ def _block_sizes(trace: TraceDir, config: AnalyzeConfig) -> tuple[tuple[int, ...
 
 
 def _first_block_size(trace: TraceDir, config: AnalyzeConfig) -> int:
-    reader = JsonlReader(config.on_error, block_sizes=True)
-    for shard in trace.shards:
-        for _ in reader.read(shard):
-            if reader.counts.block_sizes:
-                return min(reader.counts.block_sizes)
-    _require_records(trace, reader.counts)
+    intake = Intake(config.on_error, block_sizes=True)
+    for unit in to_units(trace.shards):
+        for _ in read_unit(unit, intake):
+            if intake.counts.block_sizes:
+                return min(intake.counts.block_sizes)
+    _require_records(trace, intake.counts)
     raise InputError(f"nothing in {trace.path} tells the block size", "give --block-size")
 
 
@@ -96,14 +96,15 @@ def _parts(
     advance: Callable[[int], None],
 ) -> Iterator[PartFigures]:
     """The figures of each shard, in shard order."""
-    workers = min(config.workers, len(trace.shards))
+    units = to_units(trace.shards)
+    workers = min(config.workers, len(units))
     if workers == 1:
-        for shard in trace.shards:
-            yield analyze_part([shard], config, block_sizes, from_records, advance)
+        for unit in units:
+            yield analyze_part([unit], config, block_sizes, from_records, advance)
         return
     with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker) as pool:
         try:
-            waiting = [pool.submit(_work, shard, config, block_sizes, from_records) for shard in trace.shards]
+            waiting = [pool.submit(_work, unit, config, block_sizes, from_records) for unit in units]
             for future in waiting:
                 part = future.result()
                 advance(part.counts.bytes)
@@ -120,8 +121,8 @@ def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker at once and without a traceback
 
 
-def _work(shard: Path, config: AnalyzeConfig, block_sizes: Sequence[int], from_records: bool) -> PartFigures:
-    return analyze_part([shard], config, block_sizes, from_records, lambda done: None)
+def _work(unit: Unit, config: AnalyzeConfig, block_sizes: Sequence[int], from_records: bool) -> PartFigures:
+    return analyze_part([unit], config, block_sizes, from_records, lambda done: None)
 
 
 def _require_records(trace: TraceDir, counts: ReadCounts) -> None:

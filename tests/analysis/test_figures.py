@@ -13,7 +13,8 @@ from dsakv.analysis.cache import LruCache
 from dsakv.analysis.history import AccessHistory
 from dsakv.analysis.records import StreamSplitter, touched_blocks
 from dsakv.config import AnalyzeConfig
-from dsakv.trace.jsonl_reader import JsonlReader
+from dsakv.trace.intake import Intake
+from dsakv.trace.jsonl_reader import read_jsonl
 from tests.analysis.traces import Record, record, run, write_shard
 
 
@@ -85,7 +86,7 @@ def test_no_access_has_no_hit_rate() -> None:
 def test_what_is_held_back_does_not_keep_its_batch_alive(tmp_path: Path) -> None:
     write_shard(tmp_path / "t.jsonl", [record(request, 0, 0, [1, 2]) for request in range(3)])
     splitter = StreamSplitter("request", step_union=True)
-    (batch,) = JsonlReader("strict").read(tmp_path / "t.jsonl")
+    (batch,) = read_jsonl(tmp_path / "t.jsonl", Intake("strict"))
     assert list(splitter.split(batch)) == []
     assert all(held.positions.base is None for step in splitter._open.values() for held in step)
     (records,) = splitter.flush()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 
 from dsakv.errors import DsakvError, InputError
 from dsakv.trace.batch import TraceBatch
-from dsakv.trace.jsonl_reader import BATCH_RECORDS, JsonlReader, ReadCounts, Rejected
+from dsakv.trace.intake import Intake, ReadCounts, Rejected
+from dsakv.trace.jsonl_reader import BATCH_RECORDS, read_jsonl
 
 GOOD: dict[str, Any] = {
     "event": "dsa_topk",
@@ -48,19 +50,19 @@ def write(path: Path, *records: Any) -> Path:
 
 def test_columns_have_the_types_and_order_that_a_batch_promises(tmp_path: Path) -> None:
     second = {**GOOD, "layer_id": 1, "selected_token_pos": [7, 0, 3]}
-    reader = JsonlReader("strict")
-    (batch,) = reader.read(write(tmp_path / "t.jsonl", GOOD, second))
+    intake = Intake("strict")
+    (batch,) = read_jsonl(write(tmp_path / "t.jsonl", GOOD, second), intake)
     assert rows([batch]) == [(0, 0, 0, 10, [1, 4, 9]), (0, 1, 0, 10, [0, 3, 7])]
     for column in (batch.request_id, batch.step_idx, batch.seq_len, batch.offsets):
         assert column.dtype == np.dtype(np.int64)
     for column in (batch.layer_id, batch.positions):
         assert column.dtype == np.dtype(np.int32)
-    assert reader.counts == ReadCounts(files=1, bytes=(tmp_path / "t.jsonl").stat().st_size, accepted=2)
+    assert intake.counts == ReadCounts(files=1, bytes=(tmp_path / "t.jsonl").stat().st_size, accepted=2)
 
 
 def test_batches_are_bounded(tmp_path: Path) -> None:
     steps = [{**GOOD, "step_idx": step} for step in range(2 * BATCH_RECORDS + 1)]
-    batches = list(JsonlReader("strict").read(write(tmp_path / "t.jsonl", *steps)))
+    batches = list(read_jsonl(write(tmp_path / "t.jsonl", *steps), Intake("strict")))
     assert [len(batch) for batch in batches] == [BATCH_RECORDS, BATCH_RECORDS, 1]
     assert [row[2] for row in rows(batches)] == list(range(len(steps)))
 
@@ -68,13 +70,13 @@ def test_batches_are_bounded(tmp_path: Path) -> None:
 def test_older_layouts_are_read(tmp_path: Path) -> None:
     old = [{**without("event"), "request_id": name, "unique_blocks": 3} for name in ("req-b", "req-a", "req-b")]
     old[2]["step_idx"] = 1
-    reader = JsonlReader("strict")
-    assert [row[:3] for row in rows(list(reader.read(write(tmp_path / "t.jsonl", *old))))] == [
+    intake = Intake("strict")
+    assert [row[:3] for row in rows(list(read_jsonl(write(tmp_path / "t.jsonl", *old), intake)))] == [
         (0, 0, 0),
         (1, 0, 0),
         (0, 0, 1),
     ]
-    assert reader.requests == {"req-a", "req-b"}
+    assert intake.requests == {"req-a", "req-b"}
 
 
 _NOT_SCALARS: tuple[Any, ...] = (True, 2.0, None, {})
@@ -126,28 +128,28 @@ def test_a_bad_line_stops_or_is_counted(tmp_path: Path, line: str, reason: str, 
     path = tmp_path / "trace_steps_0_4.jsonl"
     path.write_text(f"{json.dumps(first)}\n{line}\n{json.dumps(last)}\n")
     with pytest.raises(InputError) as caught:
-        list(JsonlReader("strict").read(path))
+        list(read_jsonl(path, Intake("strict")))
     assert caught.value.message.startswith(f"{path}:2: bad record: ")
     assert says in caught.value.message
     assert "\n" not in caught.value.message
 
-    reader = JsonlReader("skip")
-    assert [row[2] for row in rows(list(reader.read(path)))] == [5, 6]
-    assert reader.counts.accepted == 2
-    assert reader.counts.rejected == {reason: Rejected(1, ["trace_steps_0_4.jsonl:2"])}
+    intake = Intake("skip")
+    assert [row[2] for row in rows(list(read_jsonl(path, intake)))] == [5, 6]
+    assert intake.counts.accepted == 2
+    assert intake.counts.rejected == {reason: Rejected(1, ["trace_steps_0_4.jsonl:2"])}
 
 
 def test_a_rejected_record_leaves_no_mark_on_what_follows(tmp_path: Path) -> None:
     bad = {**GOOD, "step_idx": 9, "selected_token_pos": [10]}
     other_type = {**bad, "request_id": "a"}
     path = write(tmp_path / "t.jsonl", other_type, bad, GOOD)
-    assert [row[2] for row in rows(list(JsonlReader("skip").read(path)))] == [0]
+    assert [row[2] for row in rows(list(read_jsonl(path, Intake("skip"))))] == [0]
 
 
 def test_only_the_first_places_are_kept(tmp_path: Path) -> None:
-    first, second = JsonlReader("skip"), JsonlReader("skip")
-    list(first.read(write(tmp_path / "a.jsonl", *[{}] * 3)))
-    list(second.read(write(tmp_path / "b.jsonl", *[{}] * 9)))
+    first, second = Intake("skip"), Intake("skip")
+    list(read_jsonl(write(tmp_path / "a.jsonl", *[{}] * 3), first))
+    list(read_jsonl(write(tmp_path / "b.jsonl", *[{}] * 9), second))
     first.counts.merge(second.counts)
     places = ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3", "b.jsonl:1", "b.jsonl:2"]
     assert first.counts.rejected == {"missing_field": Rejected(12, places)}
@@ -160,59 +162,59 @@ def test_every_cut_of_the_last_line_is_unfinished_but_the_whole_one_counts(tmp_p
     path = tmp_path / "t.jsonl"
     for length in range(1, len(line)):
         path.write_text(f"{json.dumps({**GOOD, 'layer_id': 1})}\n{line[:length]}")
-        reader = JsonlReader(on_error)
-        assert len(rows(list(reader.read(path)))) == 1
-        assert reader.counts.unfinished == ["t.jsonl:2"]
-        assert not reader.counts.rejected
+        intake = Intake(on_error)
+        assert len(rows(list(read_jsonl(path, intake)))) == 1
+        assert intake.counts.unfinished == ["t.jsonl:2"]
+        assert not intake.counts.rejected
     path.write_text(line)
-    reader = JsonlReader(on_error)
-    assert len(rows(list(reader.read(path)))) == 1
-    assert not reader.counts.unfinished
+    intake = Intake(on_error)
+    assert len(rows(list(read_jsonl(path, intake)))) == 1
+    assert not intake.counts.unfinished
 
 
 def test_a_whole_last_line_without_newline_is_checked_like_any_other(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text(json.dumps(without("layer_id")))
     with pytest.raises(InputError, match='"layer_id" is missing'):
-        list(JsonlReader("strict").read(path))
+        list(read_jsonl(path, Intake("strict")))
 
 
 def test_a_cut_line_with_a_newline_is_bad(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text(json.dumps(GOOD)[:-5] + "\n")
     with pytest.raises(InputError, match="not JSON"):
-        list(JsonlReader("strict").read(path))
+        list(read_jsonl(path, Intake("strict")))
 
 
 def test_records_without_positions_are_counted_yet_checked(tmp_path: Path) -> None:
     no_positions = without("selected_token_pos")
     empty = {**GOOD, "layer_id": 1, "selected_token_pos": []}
-    reader = JsonlReader("skip")
+    intake = Intake("skip")
     path = write(tmp_path / "t.jsonl", no_positions, empty, no_positions, {**GOOD, "layer_id": 2})
-    assert [row[1] for row in rows(list(reader.read(path)))] == [2]
-    assert (reader.counts.accepted, reader.counts.without_positions) == (1, 2)
-    assert reader.counts.rejected == {"repeated_step": Rejected(1, ["t.jsonl:3"])}
+    assert [row[1] for row in rows(list(read_jsonl(path, intake)))] == [2]
+    assert (intake.counts.accepted, intake.counts.without_positions) == (1, 2)
+    assert intake.counts.rejected == {"repeated_step": Rejected(1, ["t.jsonl:3"])}
 
 
 def test_what_was_seen_in_one_shard_counts_in_the_next(tmp_path: Path) -> None:
-    reader = JsonlReader("strict")
+    intake = Intake("strict")
     path = write(tmp_path / "t.jsonl", GOOD)
-    list(reader.read(path))
+    list(read_jsonl(path, intake))
     with pytest.raises(InputError, match="has been there before"):
-        list(reader.read(path))
+        list(read_jsonl(path, intake))
 
 
 def test_order_within_a_request_is_checked_where_asked(tmp_path: Path) -> None:
     layers = [{**GOOD, "layer_id": layer, "step_idx": step} for layer in (1, 0) for step in (0, 1)]
     path = write(tmp_path / "t.jsonl", *layers)
-    assert len(rows(list(JsonlReader("strict").read(path)))) == 4
+    assert len(rows(list(read_jsonl(path, Intake("strict"))))) == 4
     with pytest.raises(InputError, match=r"t\.jsonl:3: bad record: request 0, layer 0 goes back from step 1"):
-        list(JsonlReader("strict", request_order=True).read(path))
+        list(read_jsonl(path, Intake("strict", request_order=True)))
 
 
 def test_a_missing_file_is_an_error_of_the_disk(tmp_path: Path) -> None:
     with pytest.raises(DsakvError, match=r"cannot read .*gone\.jsonl: No such file") as caught:
-        list(JsonlReader("strict").read(tmp_path / "gone.jsonl"))
+        list(read_jsonl(tmp_path / "gone.jsonl", Intake("strict")))
     assert caught.value.exit_code == 1
 
 
@@ -235,16 +237,17 @@ def test_nothing_is_accepted_but_what_the_schema_allows(name: str, value: Any) -
         and all(type(p) is int and 0 <= p < record["seq_len_current"] for p in positions)
         and len(set(positions)) == len(positions)
     )
-    reader = JsonlReader("skip")
-    reader._accept(json.dumps(record).encode() + b"\n", Path("t.jsonl"), 1)
-    assert (reader.counts.accepted + reader.counts.without_positions == 1) is allowed
-    assert sum(rejected.count for rejected in reader.counts.rejected.values()) == (not allowed)
+    intake = Intake("skip")
+    with tempfile.TemporaryDirectory() as folder:
+        list(read_jsonl(write(Path(folder, "t.jsonl"), record), intake))
+    assert (intake.counts.accepted + intake.counts.without_positions == 1) is allowed
+    assert sum(rejected.count for rejected in intake.counts.rejected.values()) == (not allowed)
 
 
 def test_a_bad_record_has_no_say_in_the_block_size(tmp_path: Path) -> None:
     path = tmp_path / "trace_steps.jsonl"
     rows = [GOOD | {"block_size_tokens": 16}, GOOD | {"selected_token_pos": [-3], "block_size_tokens": 32}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    reader = JsonlReader("skip", block_sizes=True)
-    list(reader.read(path))
-    assert reader.counts.block_sizes == {16}
+    intake = Intake("skip", block_sizes=True)
+    list(read_jsonl(path, intake))
+    assert intake.counts.block_sizes == {16}
