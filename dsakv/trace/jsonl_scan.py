@@ -235,7 +235,7 @@ def _digit(text: NDArray[np.uint8], at: int) -> int:
 
 @compiled_in_place
 def _integer(text: NDArray[np.uint8], at: int, most_digits: int) -> tuple[int, int]:
-    """Behind an integer, and its value. -0 is odd, since it can be told from 0 in a float."""
+    """Behind an integer, and its value. -0 is odd, since not every parser makes an integer of it."""
     negative = text[at] == _MINUS
     begin = at + 1 if negative else at
     at, value = _digits(text, begin)
