@@ -79,6 +79,14 @@ class TraceConfig(Section, frozen=True):
         Text | None,
         key("Directory of the run. Default: outputs/<workload>_<time>.", flag="--trace-out", old_env="DS_TRACE_OUT"),
     ] = None
+    format: Annotated[
+        Literal["jsonl", "parquet"],
+        key(
+            "Files of the trace: jsonl is readable line by line, parquet some 10 times smaller; "
+            "killed, it loses its open shard.",
+            flag="--trace-format",
+        ),
+    ] = "jsonl"
     resume: Annotated[bool, key("Go on with the interrupted run in --trace-out.")] = False
     store_token_pos: Annotated[
         bool,

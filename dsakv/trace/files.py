@@ -6,7 +6,6 @@ import errno
 import fcntl
 import io
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,19 +16,6 @@ import orjson
 from dsakv.errors import DsakvError
 
 _TEMP = ".dsakv-tmp"
-_SHARD = re.compile(r"trace_steps_(\d+)_(\d+)\.jsonl")
-
-
-def shard_path(trace_dir: Path, request_id: int, requests_per_shard: int) -> Path:
-    """The file of a request's records, which depends on nothing but its id."""
-    start = request_id // requests_per_shard * requests_per_shard
-    return trace_dir / f"trace_steps_{start}_{start + requests_per_shard}.jsonl"
-
-
-def shard_paths(trace_dir: Path) -> list[Path]:
-    """The shards of a trace in numeric order."""
-    found = [(int(m[1]), p) for p in trace_dir.iterdir() if (m := _SHARD.fullmatch(p.name))]
-    return [p for _, p in sorted(found)]
 
 
 def run_files(trace_dir: Path) -> list[Path]:
@@ -57,6 +43,15 @@ def _is_json(line: bytes) -> bool:
     except ValueError:
         return False
     return True
+
+
+def ends_with_newline(path: Path) -> bool:
+    """Whether lines can be appended to the file as it stands."""
+    with open(path, "rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
 
 
 def write_all(file: io.FileIO, data: bytes) -> None:

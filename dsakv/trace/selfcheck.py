@@ -8,14 +8,13 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from dsakv.config import Config, EngineConfig, TraceConfig
 from dsakv.errors import DsakvError
 from dsakv.prefix import PrefixIndex, prefix_key
 from dsakv.request import Completion, Request, Step, StepRecords
-from dsakv.trace.files import read_lines, shard_paths
+from dsakv.trace.formats import read_records, shard_paths
 from dsakv.trace.records import PrefixFacts
 from dsakv.trace.run_dir import RunDir
 from dsakv.trace.validate import Report, validate
@@ -46,8 +45,7 @@ def selfcheck(out: str | Path | None) -> Report:
     write_sample(run, options, requests, steps)
     report = validate(run.trace_dir)
     for shard in shard_paths(run.trace_dir):
-        for place, line in read_lines(shard):
-            record = orjson.loads(line)
+        for place, record in read_records(shard):
             key = (record["request_id"], record["step_idx"], record["layer_id"])
             if expected.pop(key, None) != record["selected_token_pos"]:
                 raise DsakvError(f"{place}: not what was selected", "the trace writer has a bug: please report it")
