@@ -22,10 +22,12 @@ BATCH_RECORDS = 512
 _CHUNK_BYTES = 4 << 20
 _MISSING = object()
 # Bits: layers and positions are int32 columns; differences of steps and lengths must fit int64.
-_SCALARS = (("layer_id", 31), ("step_idx", 53), ("seq_len_current", 53))
+SCALARS = (("layer_id", 31), ("step_idx", 53), ("seq_len_current", 53))
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
+    """One record that is in order; None as ``positions`` where it has none."""
+
     request_id: int
     layer_id: int
     step_idx: int
@@ -41,7 +43,7 @@ def read_jsonl(path: Path, intake: Intake) -> Iterator[TraceBatch]:
         InputError: a bad record, where ``intake`` is strict.
         DsakvError: the file cannot be read.
     """
-    rows: list[_Row] = []
+    rows: list[Row] = []
     intake.counts.files += 1
     try:
         with path.open("rb", buffering=_CHUNK_BYTES) as file:
@@ -59,7 +61,7 @@ def read_jsonl(path: Path, intake: Intake) -> Iterator[TraceBatch]:
         yield _to_batch(rows, intake)
 
 
-def _accept(intake: Intake, line: bytes, path: Path, number: int) -> _Row | None:
+def _accept(intake: Intake, line: bytes, path: Path, number: int) -> Row | None:
     try:
         record: Any = orjson.loads(line)
     except orjson.JSONDecodeError as error:
@@ -69,7 +71,7 @@ def _accept(intake: Intake, line: bytes, path: Path, number: int) -> _Row | None
             intake.reject(BadRecordError("json", f"not JSON ({error})"), path, str(number))
         return None
     try:
-        row = _check(record, intake)
+        row = check_record(record, intake)
     except BadRecordError as error:
         intake.reject(error, path, str(number))
         return None
@@ -80,8 +82,12 @@ def _accept(intake: Intake, line: bytes, path: Path, number: int) -> _Row | None
     return row
 
 
-def _check(record: Any, intake: Intake) -> _Row:
-    """What is read of a record, everything in it being right."""
+def check_record(record: Any, intake: Intake) -> Row:
+    """What is read of a record, everything in it being right; ``intake`` has noted it.
+
+    Raises:
+        BadRecordError: what is wrong with it. Then nothing is noted.
+    """
     if not isinstance(record, dict):
         raise BadRecordError("json", "not a JSON object")
     event = record.get("event", _MISSING)
@@ -93,7 +99,7 @@ def _check(record: Any, intake: Intake) -> _Row:
     intake.number(request)
     if type(request) is int and not -(1 << 63) <= request < 1 << 63:
         raise BadRecordError("out_of_range", f'"request_id" {request} does not fit 64 bits')
-    layer, step, seq_len = (_integer(record, name, bits) for name, bits in _SCALARS)
+    layer, step, seq_len = (_integer(record, name, bits) for name, bits in SCALARS)
     block_size = None
     if intake.block_sizes and "block_size_tokens" in record:
         block_size = _integer(record, "block_size_tokens", 31)
@@ -105,7 +111,7 @@ def _check(record: Any, intake: Intake) -> _Row:
     number = intake.enter(request, layer, step)
     if block_size is not None:
         intake.counts.block_sizes.add(block_size)
-    return _Row(number, layer, step, seq_len, engine_step, positions)
+    return Row(number, layer, step, seq_len, engine_step, positions)
 
 
 def _field(record: dict[str, Any], name: str) -> Any:
@@ -154,7 +160,7 @@ def _positions(selected: Any, seq_len: int) -> NDArray[np.int64] | None:
     return positions
 
 
-def _to_batch(rows: list[_Row], intake: Intake) -> TraceBatch:
+def _to_batch(rows: list[Row], intake: Intake) -> TraceBatch:
     positions = [row.positions for row in rows if row.positions is not None]
     offsets = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum([len(row) for row in positions], out=offsets[1:])

@@ -1,4 +1,4 @@
-"""Where traces are: directories that hold ``trace_steps*.jsonl``, found below whatever the user names."""
+"""Where traces are: directories with ``trace_steps*.jsonl`` or ``.parquet``, found below whatever the user names."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import orjson
 
 from dsakv.errors import DsakvError, InputError
 
-_SHARD = re.compile(r"trace_steps(_.*)?\.jsonl")
-_UNREAD = re.compile(r"trace_steps(_.*)?\.(jsonl\.(zst|gz)|parquet)")
+_SHARD = re.compile(r"(trace_steps(?:_.*)?)\.(jsonl|parquet)")
+_UNREAD = re.compile(r"trace_steps(_.*)?\.jsonl\.(zst|gz)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,8 @@ def find_traces(root: Path) -> list[TraceDir]:
     """Every trace at or below ``root``, in natural order of the path.
 
     Raises:
-        InputError: nothing there, no trace below it, one in a format that is not read, or a damaged ``run_meta.json``.
+        InputError: nothing there, no trace below it, one in a format that is not read, one shard in two formats, or a
+            damaged ``run_meta.json``.
         DsakvError: a directory that cannot be read.
     """
     if not root.is_dir():
@@ -44,17 +45,32 @@ def find_traces(root: Path) -> list[TraceDir]:
         if unread:
             raise InputError(
                 f"{Path(folder, unread[0])}: this trace format cannot be read",
-                "only .jsonl can: decompress .zst with zstd -d and .gz with gzip -d",
+                "only .jsonl and .parquet can: decompress .zst with zstd -d and .gz with gzip -d",
             )
         shards = sorted((name for name in files if _SHARD.fullmatch(name)), key=_natural)
         if shards:
             path = Path(folder)
+            _check_once(path, shards)
             traces.append(TraceDir(path, tuple(path / name for name in shards), _load_run_meta(path)))
     if not traces:
         raise InputError(
-            f"no trace in {root}", "trace_steps_*.jsonl files are looked for in it and in its subdirectories"
+            f"no trace in {root}",
+            "trace_steps_* files (.jsonl, .parquet) are looked for in it and in its subdirectories",
         )
     return traces
+
+
+def _check_once(folder: Path, shards: list[str]) -> None:
+    """A shard in two formats would count twice."""
+    names: dict[str, str] = {}
+    for name in shards:
+        stem = name.rpartition(".")[0]
+        if stem in names:
+            raise InputError(
+                f"{folder} holds the same shard in two formats: {names[stem]} and {name}",
+                "move one of them away: its records would count twice",
+            )
+        names[stem] = name
 
 
 def newest_run(outputs: Path) -> Path:
@@ -97,7 +113,7 @@ def _load_run_meta(trace_dir: Path) -> dict[str, Any] | None:
 
 def _natural(name: str) -> tuple[tuple[int, str], ...]:
     """Sort key that compares runs of digits as numbers; a name comes before its own continuation."""
-    stem = name.removesuffix(".jsonl")
+    stem = name.removesuffix(".jsonl").removesuffix(".parquet")
     return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", stem))
 
 

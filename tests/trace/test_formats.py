@@ -51,7 +51,7 @@ def trace(path: Path, options: TraceConfig) -> RunDir:
 def as_float32(record: dict[str, Any]) -> dict[str, Any]:
     """Scores are float32 in every format, but JSON writes them as short decimals."""
     scores = record.pop("scores_topk", None) or list(record.pop("scores_stats").values())
-    return record | {"scores": np.float32(scores).tolist()}
+    return record | {"scores": np.array(scores, dtype=np.float32).tolist()}
 
 
 def records(run: RunDir) -> dict[str, list[Any]]:
