@@ -186,6 +186,9 @@ class AnalyzeConfig(Section, frozen=True):
         Text | None,
         key("Trace directory, run directory, or a directory of runs. Default: the newest run under outputs/."),
     ] = None
+    to_parquet: Annotated[
+        Text | None, key("First copy the trace as Parquet into this new folder, every record checked, and go on there.")
+    ] = None
     out: Annotated[Text | None, key("Where the results go. Default: analysis.json in the first trace directory.")] = (
         None
     )

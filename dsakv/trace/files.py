@@ -15,7 +15,8 @@ import orjson
 
 from dsakv.errors import DsakvError
 
-_TEMP = ".dsakv-tmp"
+TEMP = ".dsakv-tmp"
+"""Ends the names of files and folders that are not complete."""
 
 
 def run_files(trace_dir: Path) -> list[Path]:
@@ -68,7 +69,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: the disk is full or not writable.
     """
-    temp = path.with_name(f".{path.name}.{os.getpid()}{_TEMP}")
+    temp = path.with_name(f".{path.name}.{os.getpid()}{TEMP}")
     try:
         with open(temp, "wb") as file:
             yield file
@@ -82,7 +83,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 def leftovers(folder: Path) -> list[Path]:
     """What :func:`replacing` leaves in a folder when it is killed."""
-    return list(folder.glob(f".*.*{_TEMP}"))
+    return list(folder.glob(f".*.*{TEMP}"))
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from dsakv.trace.batch import TraceBatch
 from dsakv.trace.files import ends_with_newline, read_lines, replacing, write_all
 from dsakv.trace.jsonl_writer import record_lines
 from dsakv.trace.records import Derived, PrefixFacts
+from dsakv.trace.schema import HINT
 
 # Bytes of a line beside its lists, with numbers of usual length.
 _RECORD = 890
@@ -41,9 +42,7 @@ class JsonlFormat:
             try:
                 yield place, orjson.loads(line)
             except ValueError as error:
-                raise InputError(
-                    f"{place}: the line is damaged: {error}", "start the run over in another --trace-out"
-                ) from None
+                raise InputError(f"{place}: the line is damaged: {error}", HINT) from None
 
     def complete(self, path: Path) -> bool:
         return ends_with_newline(path)

@@ -36,7 +36,7 @@ class ParquetShard:
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         """Raises OSError."""
-        self._schema = schema
+        self.schema = schema
         self._stack = ExitStack()
         self._sink = SealingFile(self._stack.enter_context(replacing(path)))
         self._writer = pq.ParquetWriter(self._sink, schema, **writer_options(schema))
@@ -94,7 +94,7 @@ class ParquetShard:
         self._stack.__exit__(type(given_up), given_up, None)
 
     def _end_row_group(self, rows: int) -> None:
-        table = pa.Table.from_batches(self._gathered, self._schema)
+        table = pa.Table.from_batches(self._gathered, self.schema)
         rest = table.slice(rows)
         self._gathered, self._rows = rest.to_batches(), len(rest)
         self._writer.write_table(table.slice(0, rows), row_group_size=rows)
@@ -168,5 +168,5 @@ def _copy(path: Path, target: ParquetShard, requests: Collection[int] | None = N
         for _, batch in source.batches(_READ):
             if requests is not None:
                 batch = batch.filter(pc.is_in(batch["request_id"], pa.array(list(requests), type=pa.int64())))
-            target.add(batch)
+            target.add(batch.cast(target.schema))  # a converted file allows nulls
         target.pause()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -28,13 +29,13 @@ ROW_BYTES = 1152
 SEED = 0
 
 
-def selfcheck(out: str | Path | None) -> Report:
-    """Write a sample trace to ``out``, by default ``outputs/selfcheck_<time>``, and check every line of it.
+def selfcheck(out: str | Path | None, format: Literal["jsonl", "parquet"] = "jsonl") -> Report:
+    """Write a sample trace to ``out``, by default ``outputs/selfcheck_<time>``, and check every record of it.
 
     Raises:
         DsakvError: the trace is not what was to be written, or ``out`` cannot be written.
     """
-    options = TraceConfig(enable=True, requests_per_shard=2, store_block_ids=True, prefill_tail=2)
+    options = TraceConfig(enable=True, format=format, requests_per_shard=2, store_block_ids=True, prefill_tail=2)
     run = RunDir.create(out, "selfcheck", BLOCK_SIZE, sample_config(options))
     requests = sample_requests()
     expected: dict[tuple[int, int, int], list[int]] = {}

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -21,8 +21,9 @@ def trace_dir(tmp_path: Path) -> Path:
     return selfcheck(tmp_path / "run").trace_dir
 
 
-def test_selfcheck_reports_what_it_checked(tmp_path: Path) -> None:
-    report = selfcheck(tmp_path / "run")
+@pytest.mark.parametrize("name", ["jsonl", "parquet"])
+def test_selfcheck_reports_what_it_checked(tmp_path: Path, name: Literal["jsonl", "parquet"]) -> None:
+    report = selfcheck(tmp_path / "run", name)
     steps = [request.max_new_tokens - 1 + 2 for request in sample_requests()]
     assert report.records == sum(steps) * LAYERS == report.checks["selections"]
     assert report.requests == len(steps)
