@@ -9,18 +9,22 @@ from typing import Any
 from dsakv.errors import InputError
 from dsakv.trace.parquet_file import ParquetTrace, damage
 
+MOST_PIECES = 64
+"""Of one file, or about so: each has the whole footer read once more."""
+
 
 def pieces(path: Path) -> list[tuple[tuple[int, ...] | None, int]]:
-    """The least pieces of a shard that share no request, as row groups and bytes; None where all of it is one.
+    """The pieces of a shard that share no request, as row groups and bytes; None where all of it is one.
 
-    Told from the statistics of ``request_id``: the least and greatest of a row group. The bytes add up to the file's.
+    As small as they can be, up to some number of them. Told from the statistics of ``request_id``: the least and the
+    greatest of a row group. The bytes add up to the file's.
 
     Raises:
         InputError: the file is damaged.
         OSError: it cannot be read.
     """
     with ParquetTrace(path) as source, damage(path):
-        runs = _runs(source)
+        runs = _joined(_runs(source), source.metadata.num_row_groups // MOST_PIECES)
         if len(runs) < 2:
             return [(None, piece_bytes(source, None))]
         return [(run, piece_bytes(source, run)) for run in runs]
@@ -76,6 +80,17 @@ def _runs(source: ParquetTrace) -> list[tuple[int, ...]]:
     begins[0] = 0
     ends = [*begins[1:], source.metadata.num_row_groups]
     return [tuple(range(begin, end)) for begin, end in zip(begins, ends, strict=True)]
+
+
+def _joined(runs: list[tuple[int, ...]], least: int) -> list[tuple[int, ...]]:
+    """Neighbouring runs taken together until they have ``least`` row groups."""
+    joined: list[tuple[int, ...]] = []
+    for run in runs:
+        if joined and len(joined[-1]) < least:
+            joined[-1] += run
+        else:
+            joined.append(run)
+    return joined
 
 
 def _request_ranges(source: ParquetTrace) -> list[tuple[Any, Any, int]] | None:

@@ -119,6 +119,11 @@ def test_a_tracer_that_runs_one_request_after_the_other_begins_a_row_group_with_
     assert len(check(shard)) == sum(request.max_new_tokens > 1 for request in requests)
 
 
+def test_many_small_row_groups_are_taken_together(tmp_path: Path) -> None:
+    cut = check(write(tmp_path / "t.parquet", [[request] for request in range(300)]))
+    assert [len(run or ()) for run in cut] == [4] * 75
+
+
 def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
     (tmp_path / "t.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match=r"t\.parquet: no whole Parquet file"):
