@@ -351,6 +351,21 @@ TRACES = {
     "file": Case("analyze --input rows.jsonl", 2, "rows.jsonl is a file"),
     "empty folder": Case("analyze --input empty", 2, "no trace in empty", lambda: Path("empty").mkdir()),
     "no records": Case("analyze --input out", 2, "out", trace()),
+    "parquet that was cut off": Case(
+        "analyze --input out", 2, "trace_steps_0_4.parquet", put("out/block64/trace_steps_0_4.parquet", "PAR1")
+    ),
+    "empty parquet": Case("analyze --input out", 2, "trace_steps_0.parquet", put("out/trace_steps_0.parquet", "")),
+    "a shard in two formats": Case(
+        "analyze --input out",
+        2,
+        "holds one shard twice",
+        lambda: (trace([1])(), put("out/block64/trace_steps_0_4.parquet", "")()),
+    ),
+    "a copy without the bad records": Case(
+        "analyze --input out --to-parquet copy --on-error skip", 2, "--to-parquet", trace([1])
+    ),
+    "a copy over a file": Case("analyze --input out --to-parquet rows.jsonl", 1, "rows.jsonl exists", trace([1])),
+    "a copy below a file": Case("analyze --input out --to-parquet rows.jsonl/a", 1, "cannot write rows", trace([1])),
     "no positions": Case(
         "analyze --input out", 2, "none of the 2 records in out/block64 has selected_token_pos", trace(None, None)
     ),

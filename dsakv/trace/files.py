@@ -6,7 +6,6 @@ import errno
 import fcntl
 import io
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,20 +15,8 @@ import orjson
 
 from dsakv.errors import DsakvError
 
-_TEMP = ".dsakv-tmp"
-_SHARD = re.compile(r"trace_steps_(\d+)_(\d+)\.jsonl")
-
-
-def shard_path(trace_dir: Path, request_id: int, requests_per_shard: int) -> Path:
-    """The file of a request's records, which depends on nothing but its id."""
-    start = request_id // requests_per_shard * requests_per_shard
-    return trace_dir / f"trace_steps_{start}_{start + requests_per_shard}.jsonl"
-
-
-def shard_paths(trace_dir: Path) -> list[Path]:
-    """The shards of a trace in numeric order."""
-    found = [(int(m[1]), p) for p in trace_dir.iterdir() if (m := _SHARD.fullmatch(p.name))]
-    return [p for _, p in sorted(found)]
+TEMP = ".dsakv-tmp"
+"""Ends the names of files and folders that are not complete."""
 
 
 def run_files(trace_dir: Path) -> list[Path]:
@@ -59,6 +46,15 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
+def ends_with_newline(path: Path) -> bool:
+    """Whether lines can be appended to the file as it stands."""
+    with open(path, "rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
+
+
 def write_all(file: io.FileIO, data: bytes) -> None:
     """Write all of ``data`` to an unbuffered file, which may take less than it is given at a time."""
     view = memoryview(data)
@@ -73,7 +69,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: the disk is full or not writable.
     """
-    temp = path.with_name(f".{path.name}.{os.getpid()}{_TEMP}")
+    temp = path.with_name(f".{path.name}.{os.getpid()}{TEMP}")
     try:
         with open(temp, "wb") as file:
             yield file
@@ -87,7 +83,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 def leftovers(folder: Path) -> list[Path]:
     """What :func:`replacing` leaves in a folder when it is killed."""
-    return list(folder.glob(f".*.*{_TEMP}"))
+    return list(folder.glob(f".*.*{TEMP}"))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsakv.trace.files import shard_paths
+from dsakv.trace.formats import shard_paths
 from dsakv.trace.jsonl_scan import BLOCK_SIZE, DONE, ENGINE_STEP, FULL, ODD, make_columns, scan
 from dsakv.trace.selfcheck import selfcheck
 from tests.trace.jsonl_oracle import Options, assert_same
