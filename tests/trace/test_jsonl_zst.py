@@ -116,3 +116,12 @@ def test_bytes_add_up_to_the_size_on_disk_while_reading(tmp_path: Path) -> None:
     for _ in read_unit(unit, intake):
         assert 0 < intake.counts.bytes <= unit.bytes
     assert intake.counts.bytes == unit.bytes
+
+
+def test_bytes_that_hold_no_records_count_too(tmp_path: Path) -> None:
+    skippable = b"\x50\x2a\x4d\x18" + (1 << 20).to_bytes(4, "little") + bytes(1 << 20)
+    path = tmp_path / "trace_steps.jsonl.zst"
+    path.write_bytes(compress(LINES[0]) + skippable)
+    intake = Intake("strict")
+    assert sum(len(batch) for batch in read_jsonl(path, intake)) == 1
+    assert intake.counts.bytes == path.stat().st_size
