@@ -179,7 +179,7 @@ def _check(place: str, name: str, value: Any, type: pa.DataType) -> None:
         for field in type if right else ():
             _check(place, f"{name}.{field.name}", value.get(field.name), field.type)
     elif pa.types.is_list(type):
-        right = isinstance(value, list) and all(_fits(item, type.value_type) for item in value)
+        right = isinstance(value, list) and _all_fit(value, type.value_type)
     else:
         right = _fits(value, type)
     if not right:
@@ -187,6 +187,13 @@ def _check(place: str, name: str, value: Any, type: pa.DataType) -> None:
             f'{place}: bad record: "{name}" is {shown(value)}, which a column of {type} cannot hold',
             "repair the record or remove the field",
         )
+
+
+def _all_fit(values: list[Any], item: pa.DataType) -> bool:
+    kinds = set(map(type, values))
+    if pa.types.is_floating(item):
+        return kinds <= {int, float}
+    return not values or (kinds == {int} and _fits(min(values), item) and _fits(max(values), item))
 
 
 def _fits(value: Any, type: pa.DataType) -> bool:
@@ -206,11 +213,13 @@ def _to_batch(rows: list[dict[str, Any]], fields: Sequence[pa.Field]) -> pa.Reco
 
 
 def _column(values: list[Any], field: pa.Field) -> pa.Array:
-    if field.name != _POSITIONS:
+    nulls = field.name != _POSITIONS and any(value is None for value in values)
+    if nulls or not pa.types.is_list(field.type):
         return pa.array(values, type=field.type)
-    lists = [np.array(() if value is None else value, dtype=np.int32) for value in values]
+    item = field.type.value_type.to_pandas_dtype()
+    lists = [np.array(() if value is None else value, dtype=item) for value in values]
     offsets = np.cumsum([0, *map(len, lists)], dtype=np.int32)
-    flat = np.concatenate(lists) if lists else np.zeros(0, dtype=np.int32)
+    flat = np.concatenate(lists) if lists else np.zeros(0, dtype=item)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat), type=field.type)
 
 
