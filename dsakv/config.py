@@ -15,6 +15,7 @@ LARGEST = 2**31 - 1
 """Of every number that has no tighter bound: larger ones overflow somewhere before they mean anything."""
 Text = Annotated[str, Meta(min_length=1)]
 Count = Annotated[int, Meta(ge=1, le=LARGEST)]
+Capacity = Annotated[float, Meta(gt=0, le=LARGEST)]
 Distance = Annotated[int, Meta(ge=0, le=LARGEST)]
 
 
@@ -207,14 +208,29 @@ class AnalyzeConfig(Section, frozen=True):
         64,
     )
     reuse_cap_steps: Annotated[int, key("Largest reuse distance told apart.", ge=1)] = 2048
-    lru_caps: Annotated[tuple[Count, ...], key("Cache capacities to simulate, in blocks.")] = (128, 256, 512, 1024)
+    lru_caps: Annotated[
+        tuple[Capacity, ...],
+        key("Cache capacities to simulate, in blocks, or below 1 as a fraction of the blocks that a cache sees."),
+    ] = (128, 256, 512, 1024)
     lru_mode: Annotated[
         Literal["step", "sequential"], key("Count hits against the cache as the step found it, or access by access.")
     ] = "step"
+    policies: Annotated[
+        tuple[Text, ...],
+        key("Eviction policies to compare at these capacities, and the bound opt; all takes every one, none none."),
+    ] = ("lru", "opt")
+    cache_scope: Annotated[
+        Literal["stream", "layer", "request", "run"],
+        key("What shares a cache: a stream, one layer of all requests, all layers of a request, or the whole run."),
+    ] = "stream"
     step_union: Annotated[bool, key("Merge the layers of a step into one record.")] = False
     max_steps_per_stream: Annotated[int, key("Records of each stream to analyze; 0 takes all.", ge=0)] = 0
     prefill_tail: Annotated[bool, key("Include the recorded tail of the prefill (negative steps).")] = False
+    skip_dense: Annotated[bool, key("Leave out records that select every token (sequences up to top-k).")] = False
     workers: Annotated[int, key("Processes that read shards side by side.", ge=1)] = 1
+    scheduler: Annotated[
+        Text | None, key("Address of a Dask scheduler (tcp://host:port) whose workers read the shards instead.")
+    ] = None
     report: Annotated[Text | None, key("Also write a self-contained HTML report to this file.")] = None
     on_error: Annotated[Literal["strict", "skip"], key("Stop at a bad record, or skip and count it.")] = "strict"
     json: Annotated[bool, key("Print the results as one JSON document.")] = False

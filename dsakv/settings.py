@@ -129,7 +129,8 @@ def expected(key: Key) -> str:
         return "true or false"
     if isinstance(key.kind, inspect.VarTupleType):
         item = _bare(key.kind.item_type)
-        return f"a list of {'integers' if isinstance(item, inspect.IntType) else 'words'}{_bounds(item)}"
+        kinds = {inspect.IntType: "integers", inspect.FloatType: "numbers"}
+        return f"a list of {kinds.get(type(item), 'words')}{_bounds(item)}"
     if isinstance(key.kind, inspect.IntType):
         return f"an integer{_bounds(key.kind)}"
     if isinstance(key.kind, inspect.FloatType):
@@ -192,7 +193,7 @@ def default_text(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, tuple):
-        return ",".join(map(str, value))
+        return ",".join(f"{item:g}" if isinstance(item, float) else str(item) for item in value)
     return str(value)
 
 

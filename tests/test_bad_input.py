@@ -358,7 +358,7 @@ TRACES = {
     "a shard in two formats": Case(
         "analyze --input out",
         2,
-        "the same shard in two formats",
+        "holds one shard twice",
         lambda: (trace([1])(), put("out/block64/trace_steps_0_4.parquet", "")()),
     ),
     "a copy without the bad records": Case(
@@ -375,6 +375,18 @@ TRACES = {
         2,
         "out/block64/run_meta.json is not JSON",
         lambda: (trace([1])(), put("out/block64/run_meta.json", "{")()),
+    ),
+    "damaged compressed shard": Case(
+        "analyze --input out --on-error skip",
+        2,
+        "out/block64/trace_steps_4_8.jsonl.zst is damaged or cut off",
+        lambda: (trace([1])(), put("out/block64/trace_steps_4_8.jsonl.zst", "no zstd")()),
+    ),
+    "shard in two formats": Case(
+        "analyze --input out",
+        2,
+        "out/block64 holds one shard twice: trace_steps_0_4.jsonl and trace_steps_0_4.jsonl.zst",
+        lambda: (trace([1])(), put("out/block64/trace_steps_0_4.jsonl.zst", "")()),
     ),
     **{
         f"line {line}": Case("analyze --input out", 2, "trace_steps_0_4.jsonl:2", trace([1, 5], tail=line + "\n"))

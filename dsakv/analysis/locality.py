@@ -2,108 +2,142 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dsakv.analysis.distribution import Distribution
-from dsakv.analysis.history import Accesses
-from dsakv.analysis.records import BlockRecords
+from dsakv.analysis.blocks import BlockRecords
+from dsakv.compiled import compiled
+
+Columns = NDArray[np.float64]
+"""[M, R]: a row a figure, a column a record; NaN where a record has no value."""
+
+EXTENT = ("unique_blocks", "block_span", "block_density", "tokens_per_block_mean", "mean_block_distance")
+CONCENTRATION = ("normalized_entropy", "gini")
 
 
-class RecordStats:
-    """``record_stats``: a distribution over records for each figure.
+@dataclass(frozen=True, slots=True)
+class Locality:
+    """``record_stats``. ``token_windows`` in tokens, ``block_windows`` in blocks."""
 
-    ``token_windows`` in tokens, ``block_windows`` in blocks.
-    """
+    token_windows: tuple[int, ...]
+    block_windows: tuple[int, ...]
 
-    def __init__(self, token_windows: tuple[int, ...], block_windows: tuple[int, ...]) -> None:
-        self.unique_blocks = Distribution()
-        self.block_span = Distribution()
-        self.block_density = Distribution()
-        self.tokens_per_block = Distribution()
-        self.entropy = Distribution()
-        self.gini = Distribution()
-        self.block_distance = Distribution()
-        self.recent_tokens = {window: Distribution() for window in token_windows}
-        self.recent_blocks = {window: Distribution() for window in block_windows}
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Rows of the columns."""
+        tokens = tuple(f"recent_token_ratio[{window}]" for window in self.token_windows)
+        blocks = tuple(f"recent_block_ratio[{window}]" for window in self.block_windows)
+        return (*EXTENT, *CONCENTRATION, *tokens, *blocks)
 
-    def add(self, batch: BlockRecords, accesses: Accesses) -> None:
+    def columns(self, batch: BlockRecords) -> Columns:
         records = batch.records
-        first = batch.offsets[:-1]
-        unique = np.diff(batch.offsets)  # [R]
-        selected = np.diff(records.offsets)  # [R]
-        span = batch.blocks[batch.offsets[1:] - 1] - batch.blocks[first] + 1
-        self.unique_blocks.add(unique)
-        self.block_span.add(span)
-        self.block_density.add(unique / span)
-        self.tokens_per_block.add(selected / unique)
-        self.entropy.add(normalized_entropy(batch))
-        self.gini.add(gini(batch))
+        extent, concentration = np.empty((len(EXTENT), len(batch))), np.empty((len(CONCENTRATION), len(batch)))
+        _extent(batch.blocks, batch.offsets, records.offsets, batch.current, extent)
+        most = _largest_count(batch.ends, batch.offsets, records.offsets)
+        _concentration(batch.ends, batch.offsets, records.offsets, np.zeros(most + 1, dtype=np.int64), concentration)
+        tokens = _recent(
+            records.positions, records.offsets, records.seq_len - 1, np.array(self.token_windows, dtype=np.int64)
+        )
+        blocks = _recent(batch.blocks, batch.offsets, batch.current, np.array(self.block_windows, dtype=np.int64))
+        return np.concatenate([extent, concentration, tokens, blocks])
 
-        distance = batch.current[batch.row] - batch.blocks  # [T]
-        self.block_distance.add(np.add.reduceat(distance, first) / unique)
-        for window, distribution in self.recent_blocks.items():
-            distribution.add(np.add.reduceat(distance <= window, first, dtype=np.int64) / unique)
-        offset = np.repeat(records.seq_len - 1, selected) - records.positions  # [N]
-        for window, distribution in self.recent_tokens.items():
-            distribution.add(np.add.reduceat(offset <= window, records.offsets[:-1], dtype=np.int64) / selected)
-
-    def merge(self, later: RecordStats) -> None:
-        for mine, other in zip(self._distributions(), later._distributions(), strict=True):
-            mine.merge(other)
-
-    def result(self) -> dict[str, Any]:
+    def result(self, figures: dict[str, Any]) -> dict[str, Any]:
+        """``record_stats`` from the distribution of each row."""
         return {
-            "unique_blocks": self.unique_blocks.result(),
-            "block_span": self.block_span.result(),
-            "block_density": self.block_density.result(),
-            "tokens_per_block_mean": self.tokens_per_block.result(),
-            "block_concentration": {"normalized_entropy": self.entropy.result(), "gini": self.gini.result()},
+            **{name: figures[name] for name in EXTENT[:-1]},
+            "block_concentration": {name: figures[name] for name in CONCENTRATION},
             "recent_locality": {
-                "recent_token_ratio": {str(window): d.result() for window, d in self.recent_tokens.items()},
-                "recent_block_ratio": {str(window): d.result() for window, d in self.recent_blocks.items()},
-                "mean_block_distance": self.block_distance.result(),
+                "recent_token_ratio": {str(w): figures[f"recent_token_ratio[{w}]"] for w in self.token_windows},
+                "recent_block_ratio": {str(w): figures[f"recent_block_ratio[{w}]"] for w in self.block_windows},
+                "mean_block_distance": figures["mean_block_distance"],
             },
         }
 
-    def _distributions(self) -> list[Distribution]:
-        return [
-            self.unique_blocks,
-            self.block_span,
-            self.block_density,
-            self.tokens_per_block,
-            self.entropy,
-            self.gini,
-            self.block_distance,
-            *self.recent_tokens.values(),
-            *self.recent_blocks.values(),
-        ]
+
+@compiled
+def _extent(
+    blocks: NDArray[np.int32],  # [T]
+    offsets: NDArray[np.int64],  # [R + 1]
+    token_offsets: NDArray[np.int64],  # [R + 1]
+    current: NDArray[np.int64],  # [R]
+    out: Columns,  # [5, R]
+) -> None:
+    for r in range(len(current)):
+        begin, end = offsets[r], offsets[r + 1]
+        unique, span = end - begin, blocks[end - 1] - blocks[begin] + 1
+        total = 0
+        for t in range(begin, end):
+            total += blocks[t]
+        out[0, r] = unique
+        out[1, r] = span
+        out[2, r] = unique / span
+        out[3, r] = (token_offsets[r + 1] - token_offsets[r]) / unique
+        out[4, r] = (current[r] * unique - total) / unique
 
 
-def normalized_entropy(batch: BlockRecords) -> NDArray[np.float64]:
-    """Shannon entropy of the tokens over the touched blocks, divided by that of an even spread; 0 for one block. [R]"""
-    first = batch.offsets[:-1]
-    unique = np.diff(batch.offsets)
-    share = batch.tokens / np.add.reduceat(batch.tokens, first)[batch.row]  # [T]
-    entropy = -np.add.reduceat(share * np.log(share), first)
-    ratio = np.zeros(len(batch))
-    np.divide(entropy, np.log(unique), out=ratio, where=unique > 1)
-    return np.minimum(ratio, 1.0)  # rounding may carry an even spread past 1
+@compiled
+def _largest_count(ends: NDArray[np.int32], offsets: NDArray[np.int64], token_offsets: NDArray[np.int64]) -> int:
+    """Most tokens in a block."""
+    most = 0
+    for r in range(len(offsets) - 1):
+        before = token_offsets[r]
+        for t in range(offsets[r], offsets[r + 1]):
+            most = max(most, ends[t] - before)
+            before = ends[t]
+    return most
 
 
-def gini(batch: BlockRecords) -> NDArray[np.float64]:
-    """Gini coefficient of the tokens over the touched blocks, [R].
+@compiled
+def _concentration(
+    ends: NDArray[np.int32],  # [T]
+    offsets: NDArray[np.int64],  # [R + 1]
+    token_offsets: NDArray[np.int64],  # [R + 1]
+    blocks_of: NDArray[np.int64],  # [most tokens in a block + 1], zeros: blocks with so many tokens
+    out: Columns,  # [2, R]
+) -> None:
+    """Shannon entropy of the tokens over the touched blocks divided by that of an even spread (0 for one block), and
+    Gini coefficient ``2 * sum(i * x_i) / (n * sum(x)) - (n + 1) / n``, ``x`` ascending and ``i`` from 1.
 
-    ``2 * sum(i * x_i) / (n * sum(x)) - (n + 1) / n`` with ``x`` ascending and ``i`` from 1, over one denominator so
-    that an even spread gives exactly 0.
+    Both depend on how many blocks have how many tokens alone, which also sorts the counts.
     """
-    first = batch.offsets[:-1]
-    unique = np.diff(batch.offsets)
-    stride = int(batch.tokens.max()) + 1
-    x = np.sort(batch.row * stride + batch.tokens) % stride  # sorts every record's counts at once
-    i = np.arange(1, len(x) + 1) - first[batch.row]
-    total = np.add.reduceat(x, first)
-    ratio: NDArray[np.float64] = (2 * np.add.reduceat(i * x, first) - (unique + 1) * total) / (unique * total)
-    return ratio
+    for r in range(len(offsets) - 1):
+        unique, tokens = offsets[r + 1] - offsets[r], token_offsets[r + 1] - token_offsets[r]
+        before, most = token_offsets[r], 0
+        for t in range(offsets[r], offsets[r + 1]):
+            count = ends[t] - before
+            blocks_of[count] += 1
+            most = max(most, count)
+            before = ends[t]
+        below, ranked, surprise = 0, 0, 0.0
+        for count in range(1, most + 1):
+            n = blocks_of[count]
+            blocks_of[count] = 0
+            if n:
+                ranked += count * (n * (2 * below + n + 1) // 2)  # times the sum of their ranks
+                below += n
+                surprise += n * count * math.log(count)
+        entropy = math.log(tokens) - surprise / tokens
+        out[0, r] = min(max(entropy / math.log(unique), 0.0), 1.0) if unique > 1 else 0.0  # past them by rounding
+        # Over one denominator, so that an even spread gives exactly 0.
+        out[1, r] = (2 * ranked - (unique + 1) * tokens) / (unique * tokens)
+
+
+@compiled
+def _recent(
+    values: NDArray[np.int32],  # [V], ascending within a record
+    offsets: NDArray[np.int64],  # [R + 1]
+    newest: NDArray[np.int64],  # [R]
+    windows: NDArray[np.int64],  # [W]
+) -> Columns:
+    """Share of a record's values that are at most a window below the newest, [W, R]."""
+    out = np.empty((len(windows), len(newest)))
+    for r in range(len(newest)):
+        own = values[offsets[r] : offsets[r + 1]]
+        for w in range(len(windows)):
+            far = np.searchsorted(own, newest[r] - windows[w])
+            out[w, r] = (len(own) - far) / len(own)
+    return out

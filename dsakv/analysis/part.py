@@ -1,30 +1,56 @@
-"""The one pass over a part of a trace: read, sort into streams, map to blocks, look up the past, add up."""
+"""The one pass over a part of a trace: read, sort into streams, map to blocks, count."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from dsakv.analysis.cache import LruCache
-from dsakv.analysis.history import AccessHistory
-from dsakv.analysis.locality import RecordStats
-from dsakv.analysis.metrics import Metric
-from dsakv.analysis.records import StreamRecords, StreamSplitter, touched_blocks
-from dsakv.analysis.reuse import TemporalLocality
-from dsakv.analysis.working_set import WorkingSet
+import msgspec
+
+from dsakv.analysis.blocks import touched_blocks
+from dsakv.analysis.figures import CacheFigures, LocalityFigures
+from dsakv.analysis.needles import Spans, needle_recall
+from dsakv.analysis.records import LeftOut, StreamRecords, StreamSplitter
+from dsakv.analysis.rows import ReappearedError
+from dsakv.analysis.scopes import Owners
 from dsakv.config import AnalyzeConfig
+from dsakv.errors import InputError
+from dsakv.trace.batch import TraceBatch
 from dsakv.trace.intake import Intake, ReadCounts
+from dsakv.trace.ordered import in_engine_order
 from dsakv.trace.units import Unit, read_unit
 
 
-def make_metrics(config: AnalyzeConfig) -> dict[str, Metric]:
-    """The figures of a result that add up, by their key in it."""
-    return {
-        "record_stats": RecordStats(config.recent_token_windows, config.recent_block_windows),
-        "temporal_locality": TemporalLocality(config.reuse_cap_steps),
-        "working_set": WorkingSet(config.ws_windows),
-        "cache_sim": LruCache(config.lru_caps, config.lru_mode),
-    }
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What to count, the same for every part."""
+
+    config: AnalyzeConfig
+    block_sizes: tuple[int, ...]
+    """Ascending."""
+    check_block_size: bool
+    """Collect the records' own block sizes."""
+    needles: Spans
+    owners: Owners
+    policies: tuple[str, ...]
+    capacities: Mapping[int, tuple[int, ...]]
+    """By block size: what to simulate policies at."""
+    policies_only: bool = False
+    """Everything else has been counted in a pass before, from which the capacities come."""
+
+    @property
+    def run_wide(self) -> bool:
+        """Whether caches go beyond a part: they take all parts at once, in the order of the engine's steps."""
+        return self.config.cache_scope in ("layer", "run")
+
+    def caches(self) -> dict[int, CacheFigures]:
+        """Empty caches by block size."""
+        return {
+            size: CacheFigures(
+                self.config, self.owners, self.policies, self.capacities[size], curves=not self.policies_only
+            )
+            for size in self.block_sizes
+        }
 
 
 @dataclass(slots=True)
@@ -32,67 +58,126 @@ class PartFigures:
     """What one part of a trace adds to the results."""
 
     counts: ReadCounts
-    prefill_tail_records: int
-    """Records accepted, but left out as the tail of the prefill."""
+    left_out: LeftOut
     requests: set[int | str]
-    metrics: dict[int, dict[str, Metric]]
+    locality: dict[int, LocalityFigures]
     """By block size."""
+    caches: dict[int, CacheFigures]
+    """Likewise."""
+
+    @classmethod
+    def none(cls, task: Task) -> PartFigures:
+        """The figures of no records."""
+        return cls(
+            ReadCounts(),
+            LeftOut(),
+            set(),
+            {size: LocalityFigures(task.config) for size in task.block_sizes},
+            task.caches(),
+        )
 
     def merge(self, later: PartFigures) -> None:
-        """Add the next part of the trace."""
+        """Add another part of the trace."""
         self.counts.merge(later.counts)
-        self.prefill_tail_records += later.prefill_tail_records
+        self.left_out.merge(later.left_out)
         self.requests |= later.requests
-        for block_size, metrics in self.metrics.items():
-            for name, metric in metrics.items():
-                metric.merge(later.metrics[block_size][name])
+        for size, figures in self.locality.items():
+            figures.merge(later.locality[size])
+        for size, caches in self.caches.items():
+            caches.merge(later.caches[size])
+
+    def end(self) -> None:
+        """No record follows."""
+        for figures in self.locality.values():
+            figures.end()
+        for caches in self.caches.values():
+            caches.end()
 
 
-def analyze_part(
-    units: Sequence[Unit],
-    config: AnalyzeConfig,
-    block_sizes: Sequence[int],
-    check_block_size: bool,
-    advance: Callable[[int], None],
-) -> PartFigures:
-    """Figures of ``units``, which must hold every record of their requests.
+def analyze_part(units: Sequence[Unit], task: Task, advance: Callable[[int], None]) -> PartFigures:
+    """Figures of ``units``, which must hold every record of their requests; caches of the whole run are left out.
 
-    ``check_block_size`` collects the records' own block sizes; ``advance`` is called with the bytes just read.
+    ``advance`` is called with the bytes just read.
 
     Raises:
         InputError: a bad record, where the configuration is strict.
         DsakvError: a file that cannot be read.
     """
+    told = 0
+
+    def tell(part: PartFigures) -> None:
+        nonlocal told
+        advance(part.counts.bytes - told)
+        told = part.counts.bytes
+
+    try:
+        return _analyze(units, task, tell, release=True)
+    except ReappearedError:
+        return _analyze(units, task, tell, release=False)
+
+
+def _analyze(units: Sequence[Unit], task: Task, tell: Callable[[PartFigures], None], *, release: bool) -> PartFigures:
+    config = task.config
     intake = Intake(
         config.on_error,
-        request_order=config.step_union or config.key_mode == "request",
-        block_sizes=check_block_size,
+        request_order=config.step_union or config.key_mode == "request" or config.cache_scope == "request",
+        block_sizes=task.check_block_size,
     )
-    splitter = StreamSplitter(
+    splitter = _splitter(config, release=release)
+    part = PartFigures.none(task)
+    part.counts, part.left_out = intake.counts, splitter.left_out
+    batches = (batch for unit in units for batch in read_unit(unit, intake))
+    for records in _split(splitter, batches):
+        needles = needle_recall(records, task.needles)
+        for batch in touched_blocks(records, task.block_sizes):
+            if not task.policies_only:
+                part.locality[batch.block_size].add(batch, needles)
+            if not task.run_wide:
+                part.caches[batch.block_size].add(batch)
+        tell(part)
+    part.end()
+    part.requests = intake.requests
+    tell(part)
+    return part
+
+
+def run_wide_caches(units: Sequence[Unit], task: Task, records: int) -> dict[int, CacheFigures]:
+    """Figures of caches that all requests share, by block size; ``records`` were accepted in the pass before.
+
+    Raises:
+        InputError: a bad record, where the configuration is strict; records without ``engine_step``.
+        DsakvError: a file that cannot be read.
+    """
+    config = task.config
+    intake = Intake(config.on_error, engine_steps=True)
+    apart = msgspec.structs.replace(config, key_mode="request_layer")  # layers come together in the cache alone
+    splitter = _splitter(apart, release=False)
+    caches = task.caches()
+    for selected in _split(splitter, in_engine_order(units, intake)):
+        for batch in touched_blocks(selected, task.block_sizes):
+            caches[batch.block_size].add(batch)
+    if intake.counts.accepted != records:
+        raise InputError(
+            f"{records - intake.counts.accepted} records have no engine_step, which a cache that requests share needs",
+            "use --cache-scope request or stream",
+        )
+    for figures in caches.values():
+        figures.end()
+    return caches
+
+
+def _splitter(config: AnalyzeConfig, *, release: bool) -> StreamSplitter:
+    return StreamSplitter(
         config.key_mode,
         step_union=config.step_union,
         max_steps=config.max_steps_per_stream,
         prefill_tail=config.prefill_tail,
+        skip_dense=config.skip_dense,
+        release=release,
     )
-    metrics = {block_size: make_metrics(config) for block_size in block_sizes}
-    histories = {block_size: AccessHistory(config.ws_windows) for block_size in block_sizes}
-    for records in _records(intake, splitter, units, advance):
-        for block_size in block_sizes:
-            batch = touched_blocks(records, block_size)
-            accesses = histories[block_size].follow(batch)
-            for metric in metrics[block_size].values():
-                metric.add(batch, accesses)
-    return PartFigures(intake.counts, splitter.prefill_tail_records, intake.requests, metrics)
 
 
-def _records(
-    intake: Intake, splitter: StreamSplitter, units: Sequence[Unit], advance: Callable[[int], None]
-) -> Iterator[StreamRecords]:
-    told = 0
-    for unit in units:
-        for batch in read_unit(unit, intake):
-            yield from splitter.split(batch)
-            advance(intake.counts.bytes - told)
-            told = intake.counts.bytes
+def _split(splitter: StreamSplitter, batches: Iterable[TraceBatch]) -> Iterator[StreamRecords]:
+    for batch in batches:
+        yield from splitter.split(batch)
     yield from splitter.flush()
-    advance(intake.counts.bytes - told)

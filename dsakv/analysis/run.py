@@ -1,33 +1,31 @@
-"""A trace into results: every shard on its own, in as many processes as asked for, added up in shard order.
+"""A trace into results: its parts counted on their own and added up, then caches that the whole run shares.
 
-Shards are cut at requests, so what a stream did before lies in its own shard, and the sum does not depend on who
-counted what. That a request stays in one shard is verified; where it does not, the trace is read again as a whole.
+Parts are cut at requests, so that what a stream did before lies in its own part. That a request stays in one part is
+verified; where it does not, the trace is read again as a whole.
 """
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 
-from dsakv import __version__
-from dsakv.analysis.part import PartFigures, analyze_part, make_metrics
-from dsakv.analysis.recommend import recommend
+from dsakv.analysis.decide import decide
+from dsakv.analysis.part import PartFigures, Task, analyze_part, run_wide_caches
+from dsakv.analysis.results import resolved, to_result
+from dsakv.analysis.side_facts import read_side_facts
+from dsakv.analysis.simulation import chosen
+from dsakv.analysis.work import count_parts
 from dsakv.config import AnalyzeConfig
-from dsakv.errors import DsakvError, InputError
+from dsakv.errors import InputError
 from dsakv.trace.intake import Intake, ReadCounts
-from dsakv.trace.open import TraceDir, has_random_weights
+from dsakv.trace.open import TraceDir
 from dsakv.trace.units import Unit, read_unit, to_units
 
 LARGEST_BLOCK = (1 << 31) - 1
 """Positions are 32-bit integers."""
-# They say how and where to, not what: results must be the same without them.
-_NOT_FIGURES = ("workers", "out", "report", "json")
 
 
 def analyze_trace(trace: TraceDir, config: AnalyzeConfig, advance: Callable[[int], None]) -> list[dict[str, Any]]:
@@ -36,21 +34,65 @@ def analyze_trace(trace: TraceDir, config: AnalyzeConfig, advance: Callable[[int
     ``advance`` is called with the number of bytes just read.
 
     Raises:
-        InputError: a bad record in strict mode, no record with positions, or no way to tell the block size.
-        DsakvError: a file that cannot be read, or a worker that was killed.
+        InputError: a bad record in strict mode, no record with positions, no way to tell the block size, options at
+            odds.
+        DsakvError: a file that cannot be read, or workers that die.
     """
+    if config.cache_scope != "stream" and config.step_union:
+        raise InputError(
+            f"--cache-scope {config.cache_scope} tells layers apart, --step-union merges them", "give one of them"
+        )
+    config = msgspec.structs.replace(config, lru_caps=tuple(dict.fromkeys(config.lru_caps)))
+    for given in config.lru_caps:
+        if given >= 1 and given != int(given):
+            raise InputError(
+                f"--lru-caps: {given:g} is neither a number of blocks nor a fraction", "such as 128 or 0.25"
+            )
     block_sizes, from_records = _block_sizes(trace, config)
-    total = _no_figures(config, block_sizes)
-    for part in _parts(trace, config, block_sizes, from_records, advance):
-        if total.requests & part.requests:
-            total = analyze_part(to_units(trace.shards), config, block_sizes, from_records, advance)
-            break
-        total.merge(part)
+    facts = read_side_facts(trace)
+    whole = tuple(int(given) for given in config.lru_caps if given >= 1)
+    fractions = len(whole) < len(config.lru_caps)
+    policies = chosen(config.policies, config.cache_scope)
+    task = Task(
+        config,
+        tuple(sorted(block_sizes)),
+        from_records,
+        facts.needles,
+        facts.owners,
+        () if fractions else policies,
+        dict.fromkeys(block_sizes, () if fractions else whole),
+    )
+    units = to_units(trace.shards)
+    total = _count(units, task, advance)
     if len(total.counts.block_sizes) > 1:
         sizes = ", ".join(map(str, sorted(total.counts.block_sizes)))
         raise InputError(f"the records in {trace.path} have several block sizes: {sizes}", "choose with --block-size")
-    _require_figures(trace, total)
-    return [_result(trace, config, block_size, total) for block_size in block_sizes]
+    _require_figures(trace, config, total)
+    if task.run_wide:
+        total.caches = run_wide_caches(units, task, total.counts.accepted)
+    capacities = {size: resolved(config.lru_caps, total.caches[size].lru) for size in block_sizes}
+    if fractions and policies:
+        again = replace(task, policies=policies, capacities=capacities, policies_only=True)
+        if task.run_wide:
+            simulated = run_wide_caches(units, again, total.counts.accepted)
+        else:
+            simulated = _count(units, again, lambda done: None).caches
+        for size in block_sizes:
+            total.caches[size].policies = simulated[size].policies
+    results = [to_result(trace, config, size, total, capacities[size], policies) for size in block_sizes]
+    for result, answers in zip(results, decide(results), strict=True):
+        result["decision"] = answers
+    return results
+
+
+def _count(units: Sequence[Unit], task: Task, advance: Callable[[int], None]) -> PartFigures:
+    """The figures of all parts added up."""
+    total = PartFigures.none(task)
+    for part in count_parts(units, task, task.config.workers, task.config.scheduler, advance):
+        if total.requests & part.requests:
+            return analyze_part(units, task, advance)
+        total.merge(part)
+    return total
 
 
 def _block_sizes(trace: TraceDir, config: AnalyzeConfig) -> tuple[tuple[int, ...], bool]:
@@ -84,47 +126,6 @@ def _first_block_size(trace: TraceDir, config: AnalyzeConfig) -> int:
     raise InputError(f"nothing in {trace.path} tells the block size", "give --block-size")
 
 
-def _no_figures(config: AnalyzeConfig, block_sizes: Sequence[int]) -> PartFigures:
-    return PartFigures(ReadCounts(), 0, set(), {size: make_metrics(config) for size in block_sizes})
-
-
-def _parts(
-    trace: TraceDir,
-    config: AnalyzeConfig,
-    block_sizes: Sequence[int],
-    from_records: bool,
-    advance: Callable[[int], None],
-) -> Iterator[PartFigures]:
-    """The figures of each shard, in shard order."""
-    units = to_units(trace.shards)
-    workers = min(config.workers, len(units))
-    if workers == 1:
-        for unit in units:
-            yield analyze_part([unit], config, block_sizes, from_records, advance)
-        return
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker) as pool:
-        try:
-            waiting = [pool.submit(_work, unit, config, block_sizes, from_records) for unit in units]
-            for future in waiting:
-                part = future.result()
-                advance(part.counts.bytes)
-                yield part
-        except BrokenProcessPool as error:
-            raise DsakvError(
-                "a worker process was killed, most likely for lack of memory", "try again with fewer --workers"
-            ) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker at once and without a traceback
-
-
-def _work(unit: Unit, config: AnalyzeConfig, block_sizes: Sequence[int], from_records: bool) -> PartFigures:
-    return analyze_part([unit], config, block_sizes, from_records, lambda done: None)
-
-
 def _require_records(trace: TraceDir, counts: ReadCounts) -> None:
     if counts.accepted:
         return
@@ -141,52 +142,12 @@ def _require_records(trace: TraceDir, counts: ReadCounts) -> None:
     raise InputError(f"{trace.path} holds no records", "the run was stopped, or no request generated a second token")
 
 
-def _require_figures(trace: TraceDir, total: PartFigures) -> None:
+def _require_figures(trace: TraceDir, config: AnalyzeConfig, total: PartFigures) -> None:
     _require_records(trace, total.counts)
-    if total.prefill_tail_records == total.counts.accepted:
+    if total.left_out.prefill_tail == total.counts.accepted:
         raise InputError(f"{trace.path} holds records of the prefill's tail alone", "include them with --prefill-tail")
-
-
-def _result(trace: TraceDir, config: AnalyzeConfig, block_size: int, total: PartFigures) -> dict[str, Any]:
-    figures = {name: metric.result() for name, metric in total.metrics[block_size].items()}
-    counts = total.counts
-    options = msgspec.json.decode(msgspec.json.encode(config))
-    return {
-        "trace_dir": str(trace.path),
-        "block_size_tokens": block_size,
-        "key_mode": config.key_mode,
-        "lru_mode": config.lru_mode,
-        "step_union": config.step_union,
-        "complete": not counts.rejected,
-        "warnings": _warnings(trace, counts),
-        "run_meta": trace.run_meta,
-        "input": {
-            "files": counts.files,
-            "bytes": counts.bytes,
-            "records": counts.accepted - total.prefill_tail_records,
-            "rejected": {
-                reason: {"count": rejected.count, "places": rejected.places}
-                for reason, rejected in counts.rejected.items()
-            },
-            "records_without_positions": counts.without_positions,
-            "prefill_tail_records_left_out": total.prefill_tail_records,
-            "unfinished_last_lines": counts.unfinished,
-        },
-        **figures,
-        "recommendations": recommend(figures, block_size),
-        "config": {name: value for name, value in options.items() if name not in _NOT_FIGURES},
-        "dsakv_version": __version__,
-    }
-
-
-def _warnings(trace: TraceDir, counts: ReadCounts) -> list[str]:
-    warnings = []
-    if has_random_weights(trace.run_meta):
-        warnings.append("the model's weights are random: locality numbers mean nothing")
-    if counts.rejected:
-        bad = sum(rejected.count for rejected in counts.rejected.values())
-        warnings.append(f"the figures are incomplete: {bad} bad records were skipped")
-    if counts.without_positions:
-        warnings.append(f"{counts.without_positions} records without positions were skipped")
-    warnings += [f"{place}: an unfinished last line was dropped" for place in counts.unfinished]
-    return warnings
+    if config.skip_dense and total.left_out.prefill_tail + total.left_out.dense == total.counts.accepted:
+        raise InputError(
+            f"every record in {trace.path} selects all tokens of its sequence: there is nothing sparse to analyze",
+            "trace longer contexts, or leave --skip-dense out",
+        )

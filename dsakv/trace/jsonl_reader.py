@@ -1,175 +1,185 @@
-"""JSONL shards into column batches, every record checked, none coerced.
+"""JSONL shards into column batches, compressed or not.
 
-Reads what the tracer writes and what its predecessors wrote: string request ids, no ``event``, fields that were
-added later missing. Only the columns that locality needs are read.
+Lines that are plain are read by :mod:`dsakv.trace.jsonl_scan`, any other by :mod:`dsakv.trace.jsonl_record`; both make
+the same of a line that both take. Either way records are entered in the order of the file.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
+from io import FileIO
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
-import orjson
-from numpy.typing import NDArray
 
-from dsakv.errors import DsakvError
+from dsakv.errors import DsakvError, InputError
 from dsakv.trace.batch import TraceBatch
-from dsakv.trace.intake import BadRecordError, Intake, shown
+from dsakv.trace.intake import BadRecordError, Intake
+from dsakv.trace.jsonl_record import Row, UnfinishedError, read_record
+from dsakv.trace.jsonl_scan import BLOCK_SIZE, ENGINE_STEP, FULL, ODD, make_columns, scan
 
-BATCH_RECORDS = 512
-_CHUNK_BYTES = 4 << 20
-_MISSING = object()
-# Bits: layers and positions are int32 columns; differences of steps and lengths must fit int64.
-SCALARS = (("layer_id", 31), ("step_idx", 53), ("seq_len_current", 53))
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
-
-class Row(NamedTuple):
-    """One record that is in order; None as ``positions`` where it has none."""
-
-    request_id: int
-    layer_id: int
-    step_idx: int
-    seq_len: int
-    engine_step: int
-    positions: NDArray[np.int64] | None
+BATCH_RECORDS = 256
+CHUNK_BYTES = 4 << 20
+_BATCH_POSITIONS = 1 << 20
 
 
-def read_jsonl(path: Path, intake: Intake) -> Iterator[TraceBatch]:
+def read_jsonl(path: Path, intake: Intake, *, chunk_bytes: int = CHUNK_BYTES) -> Iterator[TraceBatch]:
     """The records of one shard in batches, none without positions; an unfinished last line is left out.
 
+    A shard whose name ends in ``.zst`` is decompressed; its bytes are counted as they are on disk. ``chunk_bytes`` are
+    read at a time, more where a line is longer.
+
     Raises:
-        InputError: a bad record, where ``intake`` is strict.
+        InputError: a bad record, where ``intake`` is strict; a compressed file that is damaged or cut off.
         DsakvError: the file cannot be read.
     """
-    rows: list[Row] = []
     intake.counts.files += 1
-    try:
-        with path.open("rb", buffering=_CHUNK_BYTES) as file:
-            for number, line in enumerate(file, 1):
-                intake.counts.bytes += len(line)
-                row = _accept(intake, line, path, number)
-                if row is not None:
-                    rows.append(row)
-                if len(rows) == BATCH_RECORDS:
-                    yield _to_batch(rows, intake)
-                    rows = []
-    except OSError as error:
-        raise DsakvError(f"cannot read {path}: {error.strerror}", "check the disk and the permissions") from error
-    if rows:
-        yield _to_batch(rows, intake)
+    batches = _Batches(path, intake)
+    for buffer, end in _whole_lines(path, intake, chunk_bytes):
+        yield from batches.read(buffer, end)
+    yield from batches.flush()
 
 
-def _accept(intake: Intake, line: bytes, path: Path, number: int) -> Row | None:
-    try:
-        record: Any = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        if not line.endswith(b"\n"):
-            intake.counts.unfinished.append(f"{path.name}:{number}")
-        else:
-            intake.reject(BadRecordError("json", f"not JSON ({error})"), path, str(number))
-        return None
-    try:
-        row = check_record(record, intake)
-    except BadRecordError as error:
-        intake.reject(error, path, str(number))
-        return None
-    if row.positions is None:
-        intake.counts.without_positions += 1
-        return None
-    intake.counts.accepted += 1
-    return row
-
-
-def check_record(record: Any, intake: Intake) -> Row:
-    """What is read of a record, everything in it being right; ``intake`` has noted it.
+def _whole_lines(path: Path, intake: Intake, chunk_bytes: int) -> Iterator[tuple[bytearray, int]]:
+    """Buffers, each with an end behind a newline; what follows the file's last newline comes last.
 
     Raises:
-        BadRecordError: what is wrong with it. Then nothing is noted.
+        InputError: a compressed file that is damaged or cut off.
+        DsakvError: the file cannot be read.
     """
-    if not isinstance(record, dict):
-        raise BadRecordError("json", "not a JSON object")
-    event = record.get("event", _MISSING)
-    if event is not _MISSING and event != "dsa_topk":
-        raise BadRecordError("event", f'"event" is {shown(event)}, not "dsa_topk"')
-    request = _field(record, "request_id")
-    if type(request) is not int and type(request) is not str:
-        raise BadRecordError("wrong_type", f'"request_id" is {shown(request)}, not an integer or a string')
-    intake.number(request)
-    if type(request) is int and not -(1 << 63) <= request < 1 << 63:
-        raise BadRecordError("out_of_range", f'"request_id" {request} does not fit 64 bits')
-    layer, step, seq_len = (_integer(record, name, bits) for name, bits in SCALARS)
-    block_size = None
-    if intake.block_sizes and "block_size_tokens" in record:
-        block_size = _integer(record, "block_size_tokens", 31)
-        if block_size < 1:
-            raise BadRecordError("out_of_range", f'"block_size_tokens" is {block_size}, not positive')
-    engine_step = _integer(record, "engine_step", 53) if intake.engine_steps else 0
-    selected = record.get("selected_token_pos", _MISSING)
-    positions = None if selected is _MISSING else _positions(selected, seq_len)
-    number = intake.enter(request, layer, step)
-    if block_size is not None:
-        intake.counts.block_sizes.add(block_size)
-    return Row(number, layer, step, seq_len, engine_step, positions)
-
-
-def _field(record: dict[str, Any], name: str) -> Any:
-    value = record.get(name, _MISSING)
-    if value is _MISSING:
-        raise BadRecordError("missing_field", f'"{name}" is missing')
-    return value
-
-
-def _integer(record: dict[str, Any], name: str, bits: int) -> int:
-    value = _field(record, name)
-    if type(value) is not int:  # a bool is not one
-        raise BadRecordError("wrong_type", f'"{name}" is {shown(value)}, not an integer')
-    if not -(1 << bits) <= value < 1 << bits:
-        raise BadRecordError("out_of_range", f'"{name}" {value} is too large')
-    return value
-
-
-def _positions(selected: Any, seq_len: int) -> NDArray[np.int64] | None:
-    """The positions in ascending order, None for an empty list."""
-    if type(selected) is not list:
-        raise BadRecordError("wrong_type", f'"selected_token_pos" is {shown(selected)}, not a list of integers')
-    if not selected:
-        return None
-    if set(map(type, selected)) != {int}:  # numpy would take true for 1
-        wrong = next(value for value in selected if type(value) is not int)
-        raise BadRecordError("wrong_type", f'"selected_token_pos" holds {shown(wrong)}, not an integer')
+    buffer = bytearray(chunk_bytes)
+    filled = 0
     try:
-        positions = np.array(selected, dtype=np.int64)
-    except OverflowError:
-        raise BadRecordError("out_of_range", f"position {max(selected)} does not fit 64 bits") from None
-    if not (positions[1:] > positions[:-1]).all():
-        positions.sort()
-        twice = positions[1:] == positions[:-1]
-        if twice.any():
-            raise BadRecordError(
-                "duplicate_position", f"position {positions[int(np.argmax(twice))]} stands there twice"
-            )
-    low, high = int(positions[0]), int(positions[-1])
-    if low < 0:
-        raise BadRecordError("negative_position", f"position {low} is negative")
-    if high >= seq_len:
-        raise BadRecordError("position_beyond_sequence", f'position {high} with "seq_len_current" {seq_len}')
-    if high >= 1 << 31:
-        raise BadRecordError("out_of_range", f"position {high} does not fit 32 bits")
-    return positions
+        with ExitStack() as stack:
+            raw = stack.enter_context(path.open("rb", buffering=0))
+            file: FileIO | zstd.ZstdFile = raw
+            if path.suffix == ".zst":
+                file = stack.enter_context(zstd.ZstdFile(raw))
+            counted = 0
+            while count := file.readinto(memoryview(buffer)[filled:]):
+                intake.counts.bytes += raw.tell() - counted
+                counted = raw.tell()
+                end = buffer.rfind(b"\n", filled, filled + count) + 1
+                filled += count
+                if end:
+                    yield buffer, end
+                    buffer[: filled - end] = buffer[end:filled]
+                    filled -= end
+                elif filled == len(buffer):
+                    buffer = buffer + bytes(filled)
+            intake.counts.bytes += raw.tell() - counted
+    except (zstd.ZstdError, EOFError) as error:
+        raise InputError(f"{path} is damaged or cut off: {error}", "copy or compress it again") from error
+    except OSError as error:
+        raise DsakvError(f"cannot read {path}: {error.strerror}", "check the disk and the permissions") from error
+    if filled:
+        yield buffer, filled
 
 
-def _to_batch(rows: list[Row], intake: Intake) -> TraceBatch:
-    positions = [row.positions for row in rows if row.positions is not None]
-    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
-    np.cumsum([len(row) for row in positions], out=offsets[1:])
-    return TraceBatch(
-        request_id=np.array([row.request_id for row in rows], dtype=np.int64),
-        layer_id=np.array([row.layer_id for row in rows], dtype=np.int32),
-        step_idx=np.array([row.step_idx for row in rows], dtype=np.int64),
-        seq_len=np.array([row.seq_len for row in rows], dtype=np.int64),
-        offsets=offsets,
-        positions=np.concatenate(positions, dtype=np.int32, casting="same_kind"),
-        engine_step=np.array([row.engine_step for row in rows], dtype=np.int64) if intake.engine_steps else None,
-    )
+class _Batches:
+    """Gathers the records of one file: every line that is a record becomes the next row of the columns."""
+
+    def __init__(self, path: Path, intake: Intake) -> None:
+        self._path = path
+        self._intake = intake
+        self._wanted = intake.engine_steps << ENGINE_STEP | intake.block_sizes << BLOCK_SIZE
+        self._columns = make_columns(BATCH_RECORDS, _BATCH_POSITIONS)
+        self._rows = 0
+        self._out_of_order: list[int] = []
+        self._lines = 0
+
+    def read(self, buffer: bytearray, end: int) -> Iterator[TraceBatch]:
+        """The batches that ``buffer[:end]`` fills; only the last line of a file may lack its newline."""
+        if not buffer.endswith(b"\n", 0, end):
+            yield from self._read_with_care(bytes(buffer[:end]))
+            return
+        text = np.frombuffer(buffer, dtype=np.uint8, count=end)
+        at = 0
+        while at < end:
+            first = self._rows
+            at, self._rows, outcome = scan(text, at, self._columns, first, self._wanted)
+            self._enter(first)
+            if outcome == FULL:
+                yield from self.flush()
+            elif outcome == ODD:
+                behind = buffer.index(b"\n", at) + 1
+                yield from self._read_with_care(bytes(buffer[at:behind]))
+                at = behind
+
+    def flush(self) -> Iterator[TraceBatch]:
+        """What was gathered as a batch, unless it is empty."""
+        rows, counts = self._rows, self._intake.counts
+        integers = self._columns.integers[:, :rows]
+        offsets = self._columns.offsets[: rows + 1]
+        positions = self._columns.positions[: offsets[-1]]
+        lengths = np.diff(offsets)  # [rows]
+        in_order = np.ones(rows, dtype=bool)
+        in_order[self._out_of_order] = False
+        counts.block_sizes.update(integers[BLOCK_SIZE, in_order].tolist())
+        counts.block_sizes.discard(0)  # those without
+        kept = in_order & (lengths > 0)
+        accepted = int(kept.sum())
+        counts.accepted += accepted
+        counts.without_positions += int(in_order.sum()) - accepted
+        self._rows = 0
+        self._out_of_order = []
+        if not accepted:
+            return
+        request_id, layer_id, step_idx, seq_len, engine_step, _ = integers[:, kept]
+        kept_offsets = np.zeros(accepted + 1, dtype=np.int64)
+        np.cumsum(lengths[kept], out=kept_offsets[1:])
+        yield TraceBatch(
+            request_id=request_id,
+            layer_id=layer_id.astype(np.int32),
+            step_idx=step_idx,
+            seq_len=seq_len,
+            offsets=kept_offsets,
+            positions=positions.copy() if accepted == rows else positions[np.repeat(kept, lengths)],
+            engine_step=engine_step if self._intake.engine_steps else None,
+        )
+
+    def _enter(self, first: int) -> None:
+        """Enter the rows from ``first`` on, which are right in themselves."""
+        requests, layers, steps = self._columns.integers[:3, first : self._rows].tolist()
+        at = 0
+        while (at := self._intake.enter_many(requests, layers, steps, at)) < len(requests):
+            try:
+                self._intake.enter(requests[at], layers[at], steps[at])
+            except BadRecordError as error:
+                self._intake.reject(error, self._path, str(self._lines + at + 1))
+            self._out_of_order.append(first + at)
+            at += 1
+        self._lines += len(requests)
+
+    def _read_with_care(self, line: bytes) -> Iterator[TraceBatch]:
+        """Read one line of any kind; a batch, if the columns are full."""
+        if self._rows == BATCH_RECORDS:
+            yield from self.flush()
+        self._lines += 1
+        try:
+            self._put(read_record(line, self._intake))
+        except BadRecordError as error:
+            self._intake.reject(error, self._path, str(self._lines))
+        except UnfinishedError:
+            self._intake.counts.unfinished.append(f"{self._path.name}:{self._lines}")
+
+    def _put(self, record: Row) -> None:
+        columns, row = self._columns, self._rows
+        count = 0 if record.positions is None else len(record.positions)
+        begin = int(columns.offsets[row])
+        if begin + count > len(columns.positions):
+            more = np.empty(begin + count, dtype=np.int32)
+            more[:begin] = columns.positions[:begin]
+            self._columns = columns = columns._replace(positions=more)
+        columns.integers[:, row] = (*record[:5], 0)  # its block size is noted already
+        columns.offsets[row + 1] = begin + count
+        if record.positions is not None:
+            columns.positions[begin : begin + count] = record.positions
+        self._rows = row + 1

@@ -1,4 +1,4 @@
-"""Where traces are: directories with ``trace_steps*.jsonl`` or ``.parquet``, found below whatever the user names."""
+"""Where traces are: directories that hold ``trace_steps*`` shards, found below whatever the user names."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import orjson
 
 from dsakv.errors import DsakvError, InputError
 
-_SHARD = re.compile(r"(trace_steps(?:_.*)?)\.(jsonl|parquet)")
-_UNREAD = re.compile(r"trace_steps(_.*)?\.jsonl\.(zst|gz)")
+_SHARD = re.compile(r"(trace_steps(?:_.*)?)\.(?:jsonl(?:\.zst)?|parquet)")
+_UNREAD = re.compile(r"trace_steps(_.*)?\.jsonl\.gz")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,8 @@ def find_traces(root: Path) -> list[TraceDir]:
     """Every trace at or below ``root``, in natural order of the path.
 
     Raises:
-        InputError: nothing there, no trace below it, one in a format that is not read, one shard in two formats, or a
-            damaged ``run_meta.json``.
+        InputError: nothing there, no trace below it, one in a format that is not read, a shard that is there in two
+            formats, or a damaged ``run_meta.json``.
         DsakvError: a directory that cannot be read.
     """
     if not root.is_dir():
@@ -45,32 +45,27 @@ def find_traces(root: Path) -> list[TraceDir]:
         if unread:
             raise InputError(
                 f"{Path(folder, unread[0])}: this trace format cannot be read",
-                "only .jsonl and .parquet can: decompress .zst with zstd -d and .gz with gzip -d",
+                "only .jsonl, .jsonl.zst and .parquet can: decompress .gz with gzip -d",
             )
         shards = sorted((name for name in files if _SHARD.fullmatch(name)), key=_natural)
         if shards:
             path = Path(folder)
-            _check_once(path, shards)
+            _require_once(path, shards)
             traces.append(TraceDir(path, tuple(path / name for name in shards), _load_run_meta(path)))
     if not traces:
         raise InputError(
-            f"no trace in {root}",
-            "trace_steps_* files (.jsonl, .parquet) are looked for in it and in its subdirectories",
+            f"no trace in {root}", "trace_steps_*.jsonl files are looked for in it and in its subdirectories"
         )
     return traces
 
 
-def _check_once(folder: Path, shards: list[str]) -> None:
-    """A shard in two formats would count twice."""
-    names: dict[str, str] = {}
-    for name in shards:
-        stem = name.rpartition(".")[0]
-        if stem in names:
-            raise InputError(
-                f"{folder} holds the same shard in two formats: {names[stem]} and {name}",
-                "move one of them away: its records would count twice",
-            )
-        names[stem] = name
+def _require_once(folder: Path, names: list[str]) -> None:
+    """No shard may be there in two formats: its records would count twice."""
+    seen: dict[str, str] = {}
+    for name in sorted(names):
+        other = seen.setdefault(_stem(name), name)
+        if other is not name:
+            raise InputError(f"{folder} holds one shard twice: {other} and {name}", "move one of them away")
 
 
 def newest_run(outputs: Path) -> Path:
@@ -113,8 +108,14 @@ def _load_run_meta(trace_dir: Path) -> dict[str, Any] | None:
 
 def _natural(name: str) -> tuple[tuple[int, str], ...]:
     """Sort key that compares runs of digits as numbers; a name comes before its own continuation."""
-    stem = name.removesuffix(".jsonl").removesuffix(".parquet")
-    return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", stem))
+    parts = re.split(r"([0-9]+)", _stem(name))
+    return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in parts)
+
+
+def _stem(name: str) -> str:
+    """The name of a shard without its format, any other name as it is."""
+    shard = _SHARD.fullmatch(name)
+    return shard[1] if shard else name
 
 
 def _unreadable(error: OSError) -> None:

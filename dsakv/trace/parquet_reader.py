@@ -20,7 +20,7 @@ from dsakv.compiled import compiled
 from dsakv.errors import DsakvError, InputError
 from dsakv.trace.batch import TraceBatch
 from dsakv.trace.intake import BadRecordError, Intake
-from dsakv.trace.jsonl_reader import SCALARS, check_record
+from dsakv.trace.jsonl_record import SCALARS, check_record
 from dsakv.trace.parquet_file import ParquetTrace, damage
 from dsakv.trace.row_groups import piece_bytes
 

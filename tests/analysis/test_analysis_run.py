@@ -19,8 +19,21 @@ from tests.analysis.traces import Record, assert_close, configs, interleave, rec
 ONE_BLOCK = AnalyzeConfig(block_size=4)
 
 
+FIGURES = (
+    "record_stats",
+    "read_amplification",
+    "temporal_locality",
+    "overlap",
+    "working_set",
+    "needle_recall",
+    "cache_sim",
+    "step_set_blocks",
+    "lru_curve",
+)
+
+
 def only(result: dict[str, Any]) -> dict[str, Any]:
-    return {key: result[key] for key in ("record_stats", "temporal_locality", "working_set", "cache_sim")}
+    return {key: result[key] for key in FIGURES}
 
 
 def positioned(records: list[Record], config: AnalyzeConfig) -> list[Record]:

@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsakv.analysis.cache import LruCache
-from dsakv.analysis.history import AccessHistory
-from dsakv.analysis.records import StreamSplitter, touched_blocks
+from dsakv.analysis.records import StreamSplitter
 from dsakv.config import AnalyzeConfig
+from dsakv.errors import InputError
 from dsakv.trace.intake import Intake
 from dsakv.trace.jsonl_reader import read_jsonl
 from tests.analysis.traces import Record, record, run, write_shard
@@ -42,7 +41,7 @@ def test_below_the_step_s_set_only_counting_by_access_thrashes(tmp_path: Path) -
     records = [record(0, 0, step, list(range(8)), 40) for step in range(5)]
     by_step = result_of(tmp_path, records, lru_caps=(4, 8))["cache_sim"]
     by_access = result_of(tmp_path, records, lru_caps=(4, 8), lru_mode="sequential")["cache_sim"]
-    assert by_step["4"] == {"capacity_blocks": 4, "hits": 16, "misses": 24, "hit_rate": 0.4}
+    assert by_step["4"] == {"capacity_blocks": 4, "hits": 16, "misses": 24, "hit_rate": 0.4, "below_step_set_p95": True}
     assert by_access["4"]["hits"] == 0
     assert by_step["8"]["hits"] == by_access["8"]["hits"] == 32
 
@@ -78,9 +77,53 @@ def test_figures_that_imply_each_other(tmp_path_factory: pytest.TempPathFactory,
     assert result["working_set"]["100"]["max"] == temporal["first_touch_blocks"] == len(set().union(*steps))
 
 
-def test_no_access_has_no_hit_rate() -> None:
-    entry = LruCache((4,), "step").result()["4"]
-    assert entry == {"capacity_blocks": 4, "hits": 0, "misses": 0, "hit_rate": None}
+def test_dense_records_are_counted_and_can_be_left_out(tmp_path: Path) -> None:
+    records = [record(0, 0, step, list(range(3)), 3 + step) for step in range(3)]
+    everything = result_of(tmp_path, records)
+    assert (everything["input"]["dense_records"], everything["input"]["dense_records_left_out"]) == (1, 0)
+    sparse = result_of(tmp_path, records, skip_dense=True)
+    assert (sparse["input"]["dense_records"], sparse["input"]["dense_records_left_out"]) == (1, 1)
+    assert sparse["input"]["records"] == sparse["record_stats"]["unique_blocks"]["count"] == 2
+    with pytest.raises(InputError, match="selects all tokens of its sequence"):
+        result_of(tmp_path, records[:1], skip_dense=True)
+
+
+def test_needles_are_looked_for_by_layer(tmp_path: Path) -> None:
+    (tmp_path / "requests.jsonl").write_text('{"request_id": 0, "needle_spans": [[4, 8], [20, 22]]}\n')
+    trace = tmp_path / "block4"
+    records = [record(0, 0, 0, [4, 5, 9]), record(0, 1, 0, [4, 5, 6, 7, 20, 21]), record(1, 0, 0, [4])]
+    result = result_of(trace, records)
+    assert result["needle_recall"]["tokens"]["mean"] == pytest.approx((2 / 6 + 1) / 2)
+    assert result["needle_recall"]["needles"]["mean"] == pytest.approx((1 / 2 + 1) / 2)
+    assert [result["layers"][layer]["needle_recall"]["needles"]["mean"] for layer in "01"] == [0.5, 1.0]
+    (tmp_path / "requests.jsonl").write_text('{"request_id": 0, "needle_spans": [[4]]}\n')
+    with pytest.raises(InputError, match=r"requests\.jsonl:1: the line is damaged"):
+        result_of(trace, records)
+
+
+def test_layers_add_up_to_the_whole(tmp_path: Path) -> None:
+    records = [record(0, layer, step, [step, 8 + 7 * layer, 30]) for step in range(6) for layer in range(3)]
+    result = result_of(tmp_path, records, policies=("all",), lru_caps=(2, 4))
+    layers = result["layers"].values()
+    assert list(result["layers"]) == ["0", "1", "2"]
+    assert sum(layer["records"] for layer in layers) == result["records"]
+    for key in ("first_touch_blocks", "single_touch_blocks", "reuse_samples"):
+        assert sum(layer["temporal_locality"][key] for layer in layers) == result["temporal_locality"][key]
+    for capacity in ("2", "4"):
+        for key in ("hits", "misses"):
+            assert sum(layer["cache_sim"][capacity][key] for layer in layers) == result["cache_sim"][capacity][key]
+
+
+def test_capacities_are_blocks_or_fractions_and_nothing_between(tmp_path: Path) -> None:
+    records = [record(0, 0, step, [8, 16, 24, 30, step]) for step in range(4)]
+    simulated = result_of(tmp_path, records, lru_caps=(0.5, 3, 3), policies=("all",))
+    assert {key: entry["capacity_blocks"] for key, entry in simulated["cache_sim"].items()} == {"0.5": 4, "3": 3}
+    assert simulated["policies"]["lru"]["0.5"]["hits"] == simulated["cache_sim"]["0.5"]["hits"]
+    with pytest.raises(InputError, match=r"1\.5 is neither"):
+        result_of(tmp_path, records, lru_caps=(1.5,))
+    with pytest.raises(InputError, match="there is no policy arc"):
+        result_of(tmp_path, records, policies=("arc",))
+    assert result_of(tmp_path, records, policies=("none",))["policies"] == {}
 
 
 def test_what_is_held_back_does_not_keep_its_batch_alive(tmp_path: Path) -> None:
@@ -90,5 +133,4 @@ def test_what_is_held_back_does_not_keep_its_batch_alive(tmp_path: Path) -> None
     assert list(splitter.split(batch)) == []
     assert all(held.positions.base is None for step in splitter._open.values() for held in step)
     (records,) = splitter.flush()
-    history = AccessHistory((1,))
-    assert history.follow(touched_blocks(records, 4)).touches.tolist() == [0, 0, 0]
+    assert records.positions.tolist() == [1, 2] * 3

@@ -79,7 +79,8 @@ configs = st.builds(
     ws_windows=st.sampled_from([(1, 2), (3, 64)]),
     recent_token_windows=st.just((0, 4, 20)),
     recent_block_windows=st.just((0, 2, 5)),
-    lru_caps=st.sampled_from([(1, 2, 3), (4, 6, 10**9)]),
+    lru_caps=st.sampled_from([(1, 2, 3), (4, 6, 10**9), (0.1, 0.5, 3)]),
+    skip_dense=st.booleans(),
 )
 
 

@@ -25,6 +25,27 @@ def test_shards_stand_in_numeric_order(tmp_path: Path) -> None:
     assert trace.run_meta is None
 
 
+def test_compressed_shards_stand_among_the_others(tmp_path: Path) -> None:
+    names = [
+        "trace_steps.jsonl.zst",
+        "trace_steps_0_4.jsonl.zst",
+        "trace_steps_4_8.jsonl",
+        "trace_steps_96_100.jsonl.zst",
+    ]
+    for name in reversed(names):
+        touch(tmp_path / name)
+    (trace,) = find_traces(tmp_path)
+    assert [path.name for path in trace.shards] == names
+
+
+@pytest.mark.parametrize("stem", ["trace_steps", "trace_steps_0_4"])
+def test_a_shard_that_is_there_twice_is_an_error(tmp_path: Path, stem: str) -> None:
+    touch(tmp_path / f"{stem}.jsonl")
+    touch(tmp_path / f"{stem}.jsonl.zst")
+    with pytest.raises(InputError, match=rf"holds one shard twice: {stem}\.jsonl and {stem}\.jsonl\.zst"):
+        find_traces(tmp_path)
+
+
 def test_traces_are_found_from_the_trace_the_run_and_the_directory_of_runs(tmp_path: Path) -> None:
     for name in ("run_a/block64", "run_a/block16", "run_b/block64"):
         touch(tmp_path / name / "trace_steps.jsonl")
@@ -50,18 +71,18 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=says):
             find_traces(tmp_path)
     (tmp_path / "run" / "run_meta.json").unlink()
-    touch(tmp_path / "run" / "trace_steps_0_4.jsonl.zst")
+    touch(tmp_path / "run" / "trace_steps_0_4.jsonl.gz")
     with pytest.raises(InputError, match="this trace format cannot be read"):
         find_traces(tmp_path)
 
 
-def test_shards_may_have_different_formats_but_none_may_have_two(tmp_path: Path) -> None:
+def test_shards_of_all_formats_stand_in_numeric_order(tmp_path: Path) -> None:
     for name in ("trace_steps_4_8.parquet", "trace_steps_0_4.jsonl", "trace_steps_100_104.parquet"):
         touch(tmp_path / name)
     (trace,) = find_traces(tmp_path)
     assert [path.name.split("_")[2] for path in trace.shards] == ["0", "4", "100"]
     touch(tmp_path / "trace_steps_4_8.jsonl")
-    with pytest.raises(InputError, match=r"the same shard in two formats: trace_steps_4_8\.(jsonl|parquet) and trace"):
+    with pytest.raises(InputError, match=r"holds one shard twice: trace_steps_4_8\.jsonl and trace_steps_4_8\.parquet"):
         find_traces(tmp_path)
 
 

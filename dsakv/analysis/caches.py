@@ -1,0 +1,191 @@
+"""What a cache of any capacity would hit: one LRU stack for each cache, their histograms added up."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsakv.analysis.rows import Grid, LayerRows
+from dsakv.analysis.stack import SEQUENTIAL, STEP, LruStacks
+
+LruMode = Literal["step", "sequential"]
+MODES: dict[LruMode, int] = {"step": STEP, "sequential": SEQUENTIAL}
+TARGETS = (0.5, 0.8, 0.9, 0.95, 0.99)
+"""Hit rates to look up capacities for."""
+NO_LAYER = -1
+"""Layer of a cache that several layers share."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSteps:
+    """``R`` steps of caches: what each must hold at once, ``T`` blocks in all."""
+
+    row: NDArray[np.int64]
+    """[R] row of the cache."""
+    layer: NDArray[np.int64]
+    """[R] the layer that the cache serves; ``NO_LAYER`` where it serves several."""
+    offsets: NDArray[np.int64]  # [R + 1]
+    ids: NDArray[np.int32]
+    """[T] blocks as the cache numbers them; unique within a step, in the order in which they are read."""
+    width: int
+    """Above every id."""
+    ended: Sequence[int]
+    """Rows of caches that had ended before these steps: a row among them starts anew."""
+
+
+class LruCurves:
+    """Histograms of stack distances, by layer, and what each cache by itself would need."""
+
+    def __init__(self) -> None:
+        self.layers = LayerRows()
+        self.caches = 0
+        self._stacks = LruStacks()
+        self._layer = np.zeros(0, dtype=np.int64)  # by row of a live cache: its layer, or -2 for none
+        self._step = Grid(count=np.int64)  # [L, distances]
+        self._sequential = Grid(count=np.int64)
+        self._cold = Grid(count=np.int64)  # [L, 0]: first accesses
+        self._sizes: Counter[int] = Counter()  # of steps' sets
+        self._needs: Counter[tuple[str, float, int]] = Counter()  # by mode, target and capacity (0: none reaches it)
+
+    def add(self, steps: CacheSteps) -> None:
+        """Take in the next steps."""
+        for row in steps.ended:
+            self._finish(row)
+        top = int(steps.row.max()) + 1
+        if len(self._layer) < top:
+            self._layer = np.concatenate([self._layer, np.full(top - len(self._layer), -2)])
+        self._layer[steps.row] = steps.layer
+        self._stacks.access(steps.row, steps.offsets, steps.ids, steps.width)
+        sizes, counts = np.unique(np.diff(steps.offsets), return_counts=True)
+        self._sizes.update(dict(zip(sizes.tolist(), counts.tolist(), strict=True)))
+
+    def end(self) -> None:
+        """No step follows: add up what is still open."""
+        for row in np.flatnonzero(self._layer > -2).tolist():
+            self._finish(row)
+        self._stacks = LruStacks()
+
+    def merge(self, other: LruCurves) -> None:
+        """Add the caches of ``other``; both have ended."""
+        for layer, row in other.layers:
+            self._collect(layer, other._step["count"][row], other._sequential["count"][row], other._cold["count"][row])
+        self.caches += other.caches
+        self._sizes.update(other._sizes)
+        self._needs.update(other._needs)
+
+    def footprint(self) -> float:
+        """Mean of the distinct blocks of a cache."""
+        return float(self._cold["count"].sum()) / self.caches if self.caches else 0.0
+
+    def curve(self, mode: LruMode, layer: int | None = None) -> Curve:
+        """Hits by capacity, of one layer or of all."""
+        rows = self.layers.of(layer)
+        histogram = (self._step if mode == "step" else self._sequential)["count"][rows].sum(axis=0)
+        return Curve(histogram, int(self._cold["count"][rows].sum()))
+
+    def step_set(self) -> dict[str, Any]:
+        """Blocks of a step: count of steps, nearest-rank percentiles, greatest."""
+        count = sum(self._sizes.values())
+        return {
+            "count": count,
+            "p50": _ranked(self._sizes, round((count - 1) * 0.5)) if count else None,
+            "p95": _ranked(self._sizes, round((count - 1) * 0.95)) if count else None,
+            "max": max(self._sizes, default=None),
+        }
+
+    def needs(self, mode: LruMode) -> dict[str, Any]:
+        """For each target, the capacity with which a cache by itself reaches it: how many do, and percentiles."""
+        found = {}
+        for target in TARGETS:
+            reached = Counter({c: n for (m, t, c), n in self._needs.items() if (m, t) == (mode, target) and c})
+            count = sum(reached.values())
+            found[str(target)] = {
+                "caches": count,
+                "p50": _ranked(reached, round((count - 1) * 0.5)) if count else None,
+                "p95": _ranked(reached, round((count - 1) * 0.95)) if count else None,
+                "max": max(reached, default=None),
+            }
+        return found
+
+    def _finish(self, row: int) -> None:
+        if row >= len(self._layer) or self._layer[row] == -2:
+            return
+        histogram, cold = self._stacks.take(row)
+        self._collect(int(self._layer[row]), histogram[STEP], histogram[SEQUENTIAL], np.array([cold]))
+        self._layer[row] = -2
+        self.caches += 1
+        for mode, at in MODES.items():
+            curve = Curve(histogram[at], cold)
+            for target in TARGETS:
+                self._needs[mode, target, curve.capacity_for(target) or 0] += 1
+
+    def _collect(
+        self, layer: int, step: NDArray[np.int64], sequential: NDArray[np.int64], cold: NDArray[np.int64]
+    ) -> None:
+        row = self.layers.row(layer)
+        for grid, counts in ((self._step, step), (self._sequential, sequential), (self._cold, cold)):
+            grid.reserve(len(self.layers), len(counts))
+            grid["count"][row, : len(counts)] += counts
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """LRU hits as a function of the capacity."""
+
+    histogram: NDArray[np.int64]
+    """[n] accesses by stack distance: a capacity of c hits those below c."""
+    cold: int
+    """First accesses, which always miss."""
+
+    @property
+    def accesses(self) -> int:
+        return int(self.histogram.sum()) + self.cold
+
+    def hits(self, capacity: int) -> int:
+        return int(self.histogram[: min(capacity, len(self.histogram))].sum())
+
+    def hit_rate(self, capacity: int) -> float | None:
+        """None without accesses."""
+        return self.hits(capacity) / self.accesses if self.accesses else None
+
+    def capacity_for(self, hit_rate: float) -> int | None:
+        """The least capacity that reaches ``hit_rate``; None where none does."""
+        needed = math.ceil(hit_rate * self.accesses)
+        upto = np.cumsum(self.histogram)
+        if not len(upto) or upto[-1] < max(needed, 1):
+            return None
+        return int(np.searchsorted(upto, needed)) + 1
+
+    def knee(self) -> int | None:
+        """The capacity from which on more memory pays least: where the curve lies furthest above the straight line
+        from no cache to the one that hits every reuse (Satopaa et al., "Finding a Kneedle in a Haystack", 2011).
+        """
+        points = np.flatnonzero(self.histogram) + 1
+        if not len(points):
+            return None
+        hits = np.cumsum(self.histogram)[points - 1]
+        return int(points[np.argmax(hits / hits[-1] - points / points[-1])])
+
+    def points(self) -> dict[str, list[int]]:
+        """Every capacity at which hits grow, with the hits that it reaches."""
+        capacities = np.flatnonzero(self.histogram) + 1
+        return {
+            "capacity_blocks": capacities.tolist(),
+            "hits": np.cumsum(self.histogram)[capacities - 1].tolist(),
+        }
+
+
+def _ranked(counts: Counter[int], rank: int) -> int:
+    """The value at ``rank``, from 0, of the sorted values."""
+    upto = 0
+    for value in sorted(counts):
+        upto += counts[value]
+        if upto > rank:
+            return value
+    raise ValueError(f"rank {rank} of {upto} values")

@@ -1,0 +1,150 @@
+"""Figures as they stand in ``analysis.json``: one result for a trace and block size."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+
+from dsakv import __version__
+from dsakv.analysis.caches import TARGETS, Curve, LruCurves
+from dsakv.analysis.figures import CacheFigures
+from dsakv.analysis.part import PartFigures
+from dsakv.analysis.recommend import recommend
+from dsakv.analysis.simulation import LRU, policy_result
+from dsakv.config import AnalyzeConfig
+from dsakv.trace.intake import ReadCounts
+from dsakv.trace.open import TraceDir, has_random_weights
+
+# They say how and where to, not what: results must be the same without them.
+_NOT_FIGURES = ("workers", "scheduler", "out", "report", "json")
+
+
+def to_result(
+    trace: TraceDir,
+    config: AnalyzeConfig,
+    block_size: int,
+    total: PartFigures,
+    capacities: tuple[int, ...],
+    policies: tuple[str, ...],
+) -> dict[str, Any]:
+    """What ``total`` says of one block size, with where it comes from; ``capacities`` are those asked for, resolved."""
+    locality, caches, counts = total.locality[block_size], total.caches[block_size], total.counts
+    figures = {**locality.result(), **_cache_figures(caches, config, capacities, policies)}
+    layered = config.key_mode == "request_layer" and not config.step_union
+    options = msgspec.json.decode(msgspec.json.encode(config))
+    return {
+        "trace_dir": str(trace.path),
+        "block_size_tokens": block_size,
+        "key_mode": config.key_mode,
+        "lru_mode": config.lru_mode,
+        "cache_scope": config.cache_scope,
+        "step_union": config.step_union,
+        "complete": not counts.rejected,
+        "warnings": _warnings(trace, counts),
+        "run_meta": trace.run_meta,
+        "input": {
+            "files": counts.files,
+            "bytes": counts.bytes,
+            "records": counts.accepted
+            - total.left_out.prefill_tail
+            - (total.left_out.dense if config.skip_dense else 0),
+            "rejected": {
+                reason: {"count": rejected.count, "places": rejected.places}
+                for reason, rejected in counts.rejected.items()
+            },
+            "records_without_positions": counts.without_positions,
+            "prefill_tail_records_left_out": total.left_out.prefill_tail,
+            "dense_records": total.left_out.dense,
+            "dense_records_left_out": total.left_out.dense if config.skip_dense else 0,
+            "unfinished_last_lines": counts.unfinished,
+        },
+        **figures,
+        "layers": {
+            str(layer): {**locality.result(layer), **_layer_caches(caches.lru, config, capacities, layer)}
+            for layer in locality.layers
+        }
+        if layered
+        else {},
+        "recommendations": recommend(figures, block_size),
+        "config": {name: value for name, value in options.items() if name not in _NOT_FIGURES},
+        "dsakv_version": __version__,
+    }
+
+
+def resolved(given: tuple[float, ...], lru: LruCurves) -> tuple[int, ...]:
+    """Capacities in blocks; a fraction is of the mean number of blocks that a cache sees."""
+    return tuple(int(one) if one >= 1 else max(1, math.ceil(one * lru.footprint())) for one in given)
+
+
+def _keys(config: AnalyzeConfig) -> list[str]:
+    return [str(int(given)) if given >= 1 else f"{given:g}" for given in config.lru_caps]
+
+
+def _cache_figures(
+    caches: CacheFigures, config: AnalyzeConfig, capacities: tuple[int, ...], policies: tuple[str, ...]
+) -> dict[str, Any]:
+    lru = caches.lru
+    curve, step_set = lru.curve(config.lru_mode), lru.step_set()
+    hits = caches.policies.hits()
+    if LRU in policies:
+        stepwise = lru.curve("step")
+        hits = {LRU: [stepwise.hits(capacity) for capacity in capacities], **hits}
+    return {
+        "cache_sim": _cache_sim(curve, config, capacities, step_set["p95"]),
+        "step_set_blocks": step_set,
+        "lru_curve": {
+            "caches": lru.caches,
+            "accesses": curve.accesses,
+            "first_accesses": curve.cold,
+            "blocks_per_cache": lru.footprint(),
+            **{mode: _curve(lru.curve(mode)) for mode in ("step", "sequential")},
+        },
+        "capacity_for_hit_rate": {str(target): curve.capacity_for(target) for target in TARGETS},
+        "capacity_per_cache": lru.needs(config.lru_mode),
+        "policies": policy_result(hits, capacities, _keys(config), curve.accesses),
+    }
+
+
+def _cache_sim(curve: Curve, config: AnalyzeConfig, capacities: tuple[int, ...], needed: int | None) -> dict[str, Any]:
+    return {
+        key: {
+            "capacity_blocks": capacity,
+            "hits": curve.hits(capacity),
+            "misses": curve.accesses - curve.hits(capacity),
+            "hit_rate": curve.hit_rate(capacity),
+            "below_step_set_p95": needed is not None and capacity < needed,
+        }
+        for key, capacity in zip(_keys(config), capacities, strict=True)
+    }
+
+
+def _layer_caches(lru: LruCurves, config: AnalyzeConfig, capacities: tuple[int, ...], layer: int) -> dict[str, Any]:
+    """Null where caches serve several layers."""
+    if config.cache_scope not in ("stream", "layer"):
+        return {"cache_sim": None, "capacity_for_hit_rate": None}
+    curve = lru.curve(config.lru_mode, layer)
+    return {
+        "cache_sim": _cache_sim(curve, config, capacities, lru.step_set()["p95"]),
+        "capacity_for_hit_rate": {str(target): curve.capacity_for(target) for target in TARGETS},
+    }
+
+
+def _curve(curve: Curve) -> dict[str, Any]:
+    knee = curve.knee()
+    at = None if knee is None else {"capacity_blocks": knee, "hit_rate": curve.hit_rate(knee)}
+    return {**curve.points(), "knee": at}
+
+
+def _warnings(trace: TraceDir, counts: ReadCounts) -> list[str]:
+    warnings = []
+    if has_random_weights(trace.run_meta):
+        warnings.append("the model's weights are random: locality numbers mean nothing")
+    if counts.rejected:
+        bad = sum(rejected.count for rejected in counts.rejected.values())
+        warnings.append(f"the figures are incomplete: {bad} bad records were skipped")
+    if counts.without_positions:
+        warnings.append(f"{counts.without_positions} records without positions were skipped")
+    warnings += [f"{place}: an unfinished last line was dropped" for place in counts.unfinished]
+    return warnings

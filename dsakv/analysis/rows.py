@@ -1,0 +1,139 @@
+"""Numbers for what is alive: streams, requests and caches come and go, the arrays that hold their state stay."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+
+class ReappearedError(Exception):
+    """Something that was taken for finished goes on: the trace must be read again with everything kept."""
+
+
+class Rows:
+    """Gives each key a row for as long as its records keep coming.
+
+    A key that has been silent for much longer than it takes all live ones to speak is taken for finished, and its
+    row for free. In a trace in the order of the engine's steps every live stream speaks once a step.
+
+    Args:
+        release: False keeps every row to the end.
+    """
+
+    PATIENCE = 4096
+    ROUNDS = 32
+    """Records, and records for each live key, of silence before a key is taken for finished."""
+
+    def __init__(self, *, release: bool = True) -> None:
+        self._release = release
+        self._rows: dict[Hashable, int] = {}
+        self._keys: list[Hashable] = []  # by row
+        self._spoke = np.zeros(0, dtype=np.int64)  # [rows], record number
+        self._free: list[int] = []
+        self._gone: set[Hashable] = set()
+
+    def __len__(self) -> int:
+        """Rows ever used at the same time."""
+        return len(self._keys)
+
+    @property
+    def live(self) -> list[int]:
+        return list(self._rows.values())
+
+    def key(self, row: int) -> Any:
+        return self._keys[row]
+
+    def row(self, key: Hashable) -> int:
+        """The row of ``key``, a free one if it is new.
+
+        Raises:
+            ReappearedError: its row has been released.
+        """
+        row = self._rows.get(key)
+        if row is not None:
+            return row
+        if key in self._gone:
+            raise ReappearedError
+        row = self._free.pop() if self._free else len(self._keys)
+        if row == len(self._keys):
+            self._keys.append(key)
+        self._keys[row] = key
+        self._rows[key] = row
+        return row
+
+    def silent(self, rows: NDArray[np.int64], now: int) -> list[int]:
+        """Rows to release, those of ``rows`` [R] having spoken up to record number ``now``."""
+        if len(self._spoke) < len(self._keys):
+            self._spoke = np.concatenate([self._spoke, np.full(len(self._keys), now, dtype=np.int64)])
+        self._spoke[rows] = now
+        if not self._release:
+            return []
+        before = now - self.PATIENCE - self.ROUNDS * len(self._rows)
+        return [row for row in self._rows.values() if self._spoke[row] < before] if before > 0 else []
+
+    def release(self, row: int) -> None:
+        """Free ``row``; its key must not come back."""
+        key = self._keys[row]
+        del self._rows[key]
+        self._gone.add(key)
+        self._free.append(row)
+
+
+class LayerRows:
+    """Numbers for the layers of a model, which all stay."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Layer and row of each, in the order of the layers."""
+        return iter(sorted(self._rows.items()))
+
+    def row(self, layer: int) -> int:
+        """The row of ``layer``, the next one if it is new."""
+        return self._rows.setdefault(layer, len(self._rows))
+
+    def rows(self, layers: NDArray[np.integer]) -> NDArray[np.int64]:
+        """The row of each layer, [R]."""
+        known, inverse = np.unique(layers, return_inverse=True)
+        rows: NDArray[np.int64] = np.array([self.row(layer) for layer in known.tolist()], dtype=np.int64)[inverse]
+        return rows
+
+    def of(self, layer: int | None) -> list[int]:
+        """The row of ``layer``, or all rows."""
+        return list(self._rows.values()) if layer is None else [self._rows[layer]]
+
+
+class Grid:
+    """Arrays ``[rows, width]`` that grow in both directions, zero where nothing has been written."""
+
+    def __init__(self, **dtypes: DTypeLike) -> None:
+        self._dtypes = dtypes
+        self.rows = self.width = 0
+        self._arrays = {name: np.zeros((0, 0), dtype=dtype) for name, dtype in dtypes.items()}
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self._arrays[name]
+
+    def reserve(self, rows: int, width: int) -> bool:
+        """Make room for ``rows`` and ``width``; True where the arrays are new ones."""
+        if rows <= self.rows and width <= self.width:
+            return False
+        rows = self.rows if rows <= self.rows else max(rows, 2 * self.rows)
+        width = self.width if width <= self.width else -(-max(width, self.width * 9 // 8) // 64) * 64
+        for name, old in self._arrays.items():
+            grown = np.zeros((rows, width), dtype=self._dtypes[name])
+            grown[: self.rows, : self.width] = old
+            self._arrays[name] = grown
+        self.rows, self.width = rows, width
+        return True
+
+    def clear(self, row: int) -> None:
+        for array in self._arrays.values():
+            array[row] = 0

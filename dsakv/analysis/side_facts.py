@@ -1,0 +1,56 @@
+"""What ``requests.jsonl`` knows and records do not: where needles stand, whose prefix a prompt shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from dsakv.analysis.needles import Spans
+from dsakv.analysis.scopes import Owners
+from dsakv.errors import InputError
+from dsakv.trace.files import read_lines
+from dsakv.trace.open import TraceDir
+
+
+@dataclass(frozen=True, slots=True)
+class SideFacts:
+    """By request, for those that have any."""
+
+    needles: Spans
+    owners: Owners
+
+
+def read_side_facts(trace: TraceDir) -> SideFacts:
+    """Read ``requests.jsonl`` of the run; without one there are no facts.
+
+    Raises:
+        InputError: it is damaged.
+        OSError: it cannot be read.
+    """
+    needles: dict[int, list[tuple[int, int]]] = {}
+    owners: dict[int, list[tuple[int, int]]] = {}
+    places = (folder / "requests.jsonl" for folder in (trace.path.parent, trace.path))
+    path = next((place for place in places if place.is_file()), None)
+    if path is not None:
+        for place, line in read_lines(path):
+            try:
+                entry = orjson.loads(line)
+                request = entry["request_id"]
+                spans = _pairs(entry.get("needle_spans", []))
+                shared = _pairs(entry.get("prefix_owners", []))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise InputError(f"{place}: the line is damaged: {error!r}", "repair the file, or remove it") from None
+            if spans:
+                needles[request] = spans
+            if shared:
+                owners[request] = shared
+    return SideFacts(needles, owners)
+
+
+def _pairs(value: Any) -> list[tuple[int, int]]:
+    pairs = [(first, second) for first, second in value]
+    if any(type(number) is not int or number < 0 for pair in pairs for number in pair):
+        raise ValueError(f"{value!r} does not hold pairs of positions")
+    return pairs

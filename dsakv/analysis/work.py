@@ -1,0 +1,102 @@
+"""Parts of a trace, counted side by side: in this process, in several, or on the machines of a Dask cluster.
+
+Figures add up in any order, so that who counts what, and when, changes nothing. A part whose worker dies is counted
+again by another one.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+
+from dsakv.analysis.part import PartFigures, Task, analyze_part
+from dsakv.errors import DsakvError
+from dsakv.trace.units import Unit
+
+_ATTEMPTS = 3
+"""Times that workers may die before a part is given up."""
+
+
+def count_parts(
+    units: Sequence[Unit], task: Task, workers: int, scheduler: str | None, advance: Callable[[int], None]
+) -> Iterator[PartFigures]:
+    """The figures of each unit, in the order of the trace.
+
+    Raises:
+        InputError: a bad record, where the configuration is strict.
+        DsakvError: a file that cannot be read, workers that keep dying, a scheduler that does not answer.
+    """
+    if scheduler is not None:
+        yield from _on_cluster(units, task, scheduler, advance)
+    elif min(workers, len(units)) == 1:
+        for unit in units:
+            yield analyze_part([unit], task, advance)
+    else:
+        yield from _in_processes(units, task, min(workers, len(units)), advance)
+
+
+def _count(unit: Unit, task: Task) -> PartFigures:
+    return analyze_part([unit], task, lambda done: None)
+
+
+def _in_processes(
+    units: Sequence[Unit], task: Task, workers: int, advance: Callable[[int], None]
+) -> Iterator[PartFigures]:
+    done = deaths = 0
+    while done < len(units):
+        with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker) as pool:
+            try:
+                for future in [pool.submit(_count, unit, task) for unit in units[done:]]:
+                    part = future.result()
+                    advance(units[done].bytes)
+                    done, deaths = done + 1, 0
+                    yield part
+            except BrokenProcessPool as error:  # nobody can tell which part was to blame: all that wait start again
+                deaths += 1
+                if deaths == _ATTEMPTS:
+                    raise DsakvError(
+                        f"worker processes were killed {deaths} times in a row, most likely for lack of memory",
+                        "try again with fewer --workers",
+                    ) from error
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker at once and without a traceback
+
+
+def _on_cluster(
+    units: Sequence[Unit], task: Task, scheduler: str, advance: Callable[[int], None]
+) -> Iterator[PartFigures]:
+    from distributed import Client
+    from distributed.client import FutureCancelledError
+    from distributed.scheduler import KilledWorker
+
+    try:
+        client = Client(scheduler, timeout="10s", set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise DsakvError(
+            f"no Dask scheduler answers at {scheduler}: {' '.join(str(error).split())}",
+            "start one with dask scheduler, and workers with dask worker, or count here with --workers",
+        ) from error
+    with client:
+        if not client.scheduler_info()["workers"]:
+            raise DsakvError(
+                f"the Dask scheduler at {scheduler} has no workers", f"start some: dask worker {scheduler}"
+            )
+        shared = client.scatter(task, broadcast=True, hash=False)
+        futures = [client.submit(_count, unit, shared, pure=False, retries=_ATTEMPTS) for unit in units]
+        for unit, future in zip(units, futures, strict=True):
+            try:
+                part = future.result()
+            except (KilledWorker, FutureCancelledError) as error:
+                raise DsakvError(
+                    f"Dask workers died over {unit.path}: {error}", "give them more memory, or look into their logs"
+                ) from error
+            future.release()
+            advance(unit.bytes)
+            yield part
