@@ -203,7 +203,7 @@ def test_a_trace_without_records_or_positions(tmp_path: Path) -> None:
         ({"engine_step": True}, '"engine_step" is true'),
         ({"offset_min": 2**70}, '"offset_min" is'),
         ({"kv_fetch": {"hbm": {"hit_block_ids": [1, "2"]}}}, '"kv_fetch.hbm.hit_block_ids" is [1,"2"]'),
-        ({"prefix": []}, '"prefix" is []'),
+        ({"prefix": []}, '"prefix" is [], not an object'),
     ],
 )
 def test_a_bad_record_leaves_nothing(tmp_path: Path, bad: dict[str, Any], says: str) -> None:
