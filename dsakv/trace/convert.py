@@ -12,18 +12,17 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from dsakv.errors import DsakvError, InputError
+from dsakv.errors import DsakvError
+from dsakv.trace.columns import POSITIONS, REQUIRED, check, columns_of, paths, pruned
 from dsakv.trace.files import TEMP, disk_error
 from dsakv.trace.formats import read_records
-from dsakv.trace.intake import Intake, shown
+from dsakv.trace.intake import Intake
 from dsakv.trace.open import TraceDir
 from dsakv.trace.parquet_format import ParquetShard
 from dsakv.trace.parquet_schema import VERSION_KEY, all_fields
 from dsakv.trace.schema import SCHEMA_VERSION
 from dsakv.trace.units import read_unit, to_units
 
-_POSITIONS = "selected_token_pos"
-_REQUIRED = {"request_id", "layer_id", "step_idx", "seq_len_current", _POSITIONS}
 _BATCH = 256
 _ELSEWHERE = "name another folder with --to-parquet"
 
@@ -95,7 +94,7 @@ def _copy_facts(trace: TraceDir, copy: Path) -> None:
 
 def _convert(source: Path, target: Path) -> set[str]:
     """Write one shard; returns the fields left out, as ``name`` or ``name.name``."""
-    known, found = set[str](), _REQUIRED - {_POSITIONS}
+    known, found = set[str](), set(REQUIRED) - {POSITIONS}
     while found != known:  # again, where a later record has fields that none before it had
         known, unknown = found, set[str]()
         found = known | _write(source, target, known, unknown)
@@ -107,19 +106,18 @@ def _write(source: Path, target: Path, known: set[str], unknown: set[str]) -> se
 
     Fields that have no column are added to ``unknown``.
     """
-    every = all_fields()
-    fields = _pruned(every, known)
+    columns = columns_of(all_fields())
+    fields = pruned(all_fields(), known)
     shard = ParquetShard(target, pa.schema(fields, metadata={VERSION_KEY: str(SCHEMA_VERSION)}))
     try:
         rows: list[dict[str, Any]] = []
         seen: set[Any] = set()
         for place, record in read_records(source):
-            found = _paths(record, every, unknown)
+            found = paths(record, columns, unknown)
             if not found <= known:
                 shard.discard()
                 return found
-            for field in every:
-                _check(place, field.name, record.get(field.name), field.type)
+            check(place, record, columns)
             new = record["request_id"] not in seen
             if rows and (new or len(rows) == _BATCH):
                 shard.add(_to_batch(rows, fields))
@@ -137,67 +135,6 @@ def _write(source: Path, target: Path, known: set[str], unknown: set[str]) -> se
     return set()
 
 
-def _paths(record: dict[str, Any], fields: Sequence[pa.Field], unknown: set[str], path: str = "") -> set[str]:
-    """The fields of a record that have a column; the others are added to ``unknown``."""
-    by_name = {field.name: field.type for field in fields}
-    found = set()
-    for name, value in record.items():
-        if name not in by_name:
-            unknown.add(path + name)
-        elif pa.types.is_struct(by_name[name]) and isinstance(value, dict):
-            found |= _paths(value, list(by_name[name]), unknown, f"{path}{name}.")
-        elif name == "request_id" and isinstance(value, str):
-            found.add("request_id as text")
-        else:
-            found.add(path + name)
-    return found
-
-
-def _pruned(fields: Sequence[pa.Field], known: set[str], path: str = "") -> list[pa.Field]:
-    """The fields with one of ``known`` in them, nullable but for those that every record has."""
-    kept = []
-    for field in fields:
-        type = field.type
-        if pa.types.is_struct(type):
-            type = pa.struct(_pruned(list(type), known, f"{path}{field.name}."))
-            if type.num_fields == 0:
-                continue
-        elif path + field.name == "request_id" and "request_id as text" in known:
-            type = pa.string()
-        elif path + field.name not in known:
-            continue
-        kept.append(pa.field(field.name, type, nullable=bool(path) or field.name not in _REQUIRED))
-    return kept
-
-
-def _check(place: str, name: str, value: Any, type: pa.DataType) -> None:
-    """No value may change on its way into a column of ``type``. The readers have checked what is not null."""
-    if value is None or name in _REQUIRED:
-        return
-    if pa.types.is_struct(type):
-        right = isinstance(value, dict)
-        for field in type if right else ():
-            _check(place, f"{name}.{field.name}", value.get(field.name), field.type)
-    elif pa.types.is_list(type):
-        right = isinstance(value, list) and all(_fits(item, type.value_type) for item in value)
-    else:
-        right = _fits(value, type)
-    if not right:
-        raise InputError(
-            f'{place}: bad record: "{name}" is {shown(value)}, which a column of {type} cannot hold',
-            "repair the record or remove the field",
-        )
-
-
-def _fits(value: Any, type: pa.DataType) -> bool:
-    if pa.types.is_integer(type):
-        limit = 1 << (type.bit_width - 1)
-        return isinstance(value, int) and not isinstance(value, bool) and -limit <= value < limit
-    if pa.types.is_floating(type):
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    return isinstance(value, bool if pa.types.is_boolean(type) else str)
-
-
 def _to_batch(rows: list[dict[str, Any]], fields: Sequence[pa.Field]) -> pa.RecordBatch:
     for row in rows:
         _sort(row)
@@ -206,21 +143,23 @@ def _to_batch(rows: list[dict[str, Any]], fields: Sequence[pa.Field]) -> pa.Reco
 
 
 def _column(values: list[Any], field: pa.Field) -> pa.Array:
-    if field.name != _POSITIONS:
+    nulls = field.name != POSITIONS and any(value is None for value in values)
+    if nulls or not pa.types.is_list(field.type):
         return pa.array(values, type=field.type)
-    lists = [np.array(() if value is None else value, dtype=np.int32) for value in values]
+    item = field.type.value_type.to_pandas_dtype()
+    lists = [np.array(() if value is None else value, dtype=item) for value in values]
     offsets = np.cumsum([0, *map(len, lists)], dtype=np.int32)
-    flat = np.concatenate(lists) if lists else np.zeros(0, dtype=np.int32)
+    flat = np.concatenate(lists) if lists else np.zeros(0, dtype=item)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat), type=field.type)
 
 
 def _sort(row: dict[str, Any]) -> None:
     """Bring the selection of a record into ascending order, and the scores, which stand in the same order."""
-    positions, scores = row.get(_POSITIONS), row.get("scores_topk")
+    positions, scores = row.get(POSITIONS), row.get("scores_topk")
     if not positions:
         return
     order = np.argsort(positions, kind="stable")
     if (order[1:] < order[:-1]).any():
-        row[_POSITIONS] = np.array(positions)[order]
+        row[POSITIONS] = np.array(positions)[order]
         if scores is not None and len(scores) == len(positions):
             row["scores_topk"] = [scores[i] for i in order]

@@ -6,8 +6,9 @@ import errno
 import fcntl
 import io
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,12 +31,21 @@ def run_files(trace_dir: Path) -> list[Path]:
 def read_lines(path: Path) -> Iterator[tuple[str, bytes]]:
     """Each line without its newline, and its place as ``file:line``.
 
-    A last line that lacks its newline counts if it is whole JSON; otherwise a kill has cut it off.
+    A last line that lacks its newline counts if it is whole JSON; otherwise a kill has cut it off. A file whose name
+    ends in ``.zst`` is decompressed; what is wrong with it comes as the decompressor's exception.
     """
-    with open(path, "rb") as file:
+    with open(path, "rb") as raw, _decompressed(raw) if path.suffix == ".zst" else nullcontext(raw) as file:
         for number, line in enumerate(file, 1):
             if line.endswith(b"\n") or _is_json(line):
                 yield f"{path}:{number}", line.removesuffix(b"\n")
+
+
+def _decompressed(file: BinaryIO) -> AbstractContextManager[Iterable[bytes]]:
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        from backports import zstd
+    return zstd.ZstdFile(file)
 
 
 def _is_json(line: bytes) -> bool:

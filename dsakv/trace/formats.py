@@ -106,8 +106,8 @@ def shard_paths(trace_dir: Path) -> list[Path]:
 
 
 def format_of(shard: Path) -> TraceFormat:
-    """The format that the name of a shard tells."""
-    return _BY_SUFFIX[shard.suffix]
+    """The format that the name of a shard tells, compressed or not."""
+    return _BY_SUFFIX[Path(shard.name.removesuffix(".zst")).suffix]
 
 
 def read_records(shard: Path, fields: Sequence[str] | None = None) -> Iterator[tuple[str, Any]]:

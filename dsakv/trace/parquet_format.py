@@ -39,7 +39,11 @@ class ParquetShard:
         self.schema = schema
         self._stack = ExitStack()
         self._sink = SealingFile(self._stack.enter_context(replacing(path)))
-        self._writer = pq.ParquetWriter(self._sink, schema, **writer_options(schema))
+        try:
+            self._writer = pq.ParquetWriter(self._sink, schema, **writer_options(schema))
+        except BaseException:
+            self._leave()
+            raise
         self._gathered: list[pa.RecordBatch] = []
         self._rows = 0
 
@@ -89,7 +93,13 @@ class ParquetShard:
         """Leave ``path`` as it was."""
         self._sink.drop()
         self._gathered = []
-        self._writer.close()  # into nothing
+        try:
+            self._writer.close()  # into nothing
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        """Remove the new file: an error is what makes ``replacing`` do so."""
         given_up = InterruptedError("the file is given up")
         self._stack.__exit__(type(given_up), given_up, None)
 

@@ -271,9 +271,8 @@ def _ascend(
 
 def _int64(column: pa.Array) -> NDArray[np.int64]:
     """Integers [n], read-only; null is -1 and what does not fit is negative."""
-    if column.null_count:
-        column = column.fill_null(pa.scalar(-1).cast(column.type, safe=False))
-    values: NDArray[np.int64] = column.cast(pa.int64(), safe=False).to_numpy()
+    column = column.cast(pa.int64(), safe=False)
+    values: NDArray[np.int64] = (column.fill_null(-1) if column.null_count else column).to_numpy()
     return values
 
 

@@ -161,6 +161,7 @@ class TraceWriter:
 
     def _work(self) -> None:
         ended = False
+        failed: OSError | None = None
         try:
             with _naming(self._run.requests_path):
                 self._log = open(self._run.requests_path, "ab", buffering=0)  # noqa: SIM115  closed by _close_files
@@ -172,12 +173,14 @@ class TraceWriter:
                 else:
                     self._take(*item)
         except OSError as error:
-            path = Path(error.filename) if error.filename else self._run.path
-            self._error = disk_error(error, path, self._how_to_go_on())
+            failed = error
         except Exception as error:
             self._error = error
         finally:
             self._close_files()
+        if failed is not None:  # only now is it known how many requests are complete
+            path = Path(failed.filename) if failed.filename else self._run.path
+            self._error = disk_error(failed, path, self._how_to_go_on())
         while not ended:  # write() may wait for a place in the queue
             ended = self._queue.get() is None
 
@@ -188,6 +191,8 @@ class TraceWriter:
                 self._close(path)
             except OSError as error:
                 self._error = self._error or disk_error(error, path, self._how_to_go_on())
+            except Exception as error:  # write() must hear of it, whatever it is
+                self._error = self._error or error
         if self._log is not None:
             try:
                 self._log.close()
@@ -270,7 +275,7 @@ class TraceWriter:
                 self._open[path] = self._format.open(path, self._options)
             try:
                 self._open[path].write(rows, which)
-            except OSError:
+            except BaseException:
                 self._open.pop(path).discard()
                 raise
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,11 @@ from dsakv.trace.open import find_traces
 from dsakv.trace.run_dir import RunDir
 from dsakv.trace.summary import summarize
 from dsakv.trace.validate import validate
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 REQUESTS = sample.sample_requests()
 OLD: dict[str, Any] = {
@@ -97,6 +103,17 @@ def test_a_copy_is_the_same_trace(tmp_path: Path, options: TraceConfig) -> None:
     meta = json.loads((copy / "run_meta.json").read_bytes())
     assert meta["trace"]["format"] == "parquet"
     assert sorted(path.suffix for path in copy.glob("trace_steps*")) == [".parquet"] * len(find_traces(copy)[0].shards)
+
+
+def test_compressed_lines_are_copied_too(tmp_path: Path) -> None:
+    run = trace(tmp_path / "run", TraceConfig(requests_per_shard=2))
+    expected = records(run.trace_dir)
+    for shard in run.trace_dir.glob("trace_steps*"):
+        shard.with_name(f"{shard.name}.zst").write_bytes(zstd.compress(shard.read_bytes()))
+        shard.unlink()
+    assert convert(run.path, tmp_path / "copy") == []
+    assert records(tmp_path / "copy" / "block16") == expected
+    validate(tmp_path / "copy" / "block16")
 
 
 def test_an_interrupted_run_can_go_on_in_its_copy(tmp_path: Path) -> None:
@@ -186,7 +203,7 @@ def test_a_trace_without_records_or_positions(tmp_path: Path) -> None:
         ({"engine_step": True}, '"engine_step" is true'),
         ({"offset_min": 2**70}, '"offset_min" is'),
         ({"kv_fetch": {"hbm": {"hit_block_ids": [1, "2"]}}}, '"kv_fetch.hbm.hit_block_ids" is [1,"2"]'),
-        ({"prefix": []}, '"prefix" is []'),
+        ({"prefix": []}, '"prefix" is [], not an object'),
     ],
 )
 def test_a_bad_record_leaves_nothing(tmp_path: Path, bad: dict[str, Any], says: str) -> None:

@@ -233,6 +233,14 @@ def test_files_of_other_writers_are_read(tmp_path: Path, how: str, strings: bool
     assert intake.requests == ({"r0", "r1"} if strings else {0, 1})
 
 
+@pytest.mark.parametrize("item", [pa.int8(), pa.uint8(), pa.uint16(), pa.int32(), pa.uint32(), pa.int64(), pa.uint64()])
+def test_a_null_is_never_a_position(tmp_path: Path, item: pa.DataType) -> None:
+    record = {**GOOD, "seq_len_current": 2**40, "selected_token_pos": [1, None, 9]}
+    path = write(tmp_path / "t.parquet", [record], selected_token_pos=pa.list_(item))
+    with pytest.raises(InputError, match=r't\.parquet:1: bad record: "selected_token_pos" holds null, not an integer'):
+        read(path)
+
+
 def test_our_files_are_read_by_others(traced: dict[str, RunDir]) -> None:
     for a, b in zip(*(shard_paths(traced[name].trace_dir) for name in ("jsonl", "parquet")), strict=True):
         lines = [json.loads(line) for line in a.read_text().splitlines()]

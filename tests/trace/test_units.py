@@ -12,12 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsakv.config import TraceConfig
+from dsakv.analysis.run import analyze_trace
+from dsakv.config import AnalyzeConfig, TraceConfig
 from dsakv.errors import DsakvError, InputError
 from dsakv.trace import parquet_format
 from dsakv.trace import selfcheck as sample
 from dsakv.trace.formats import shard_paths
 from dsakv.trace.intake import Intake
+from dsakv.trace.open import find_traces
 from dsakv.trace.run_dir import RunDir
 from dsakv.trace.units import Unit, read_unit, to_units
 
@@ -117,6 +119,24 @@ def test_a_tracer_that_runs_one_request_after_the_other_begins_a_row_group_with_
     sample.write_sample(run, options, requests, steps)
     (shard,) = shard_paths(run.trace_dir)
     assert len(check(shard)) == sum(request.max_new_tokens > 1 for request in requests)
+
+
+def test_figures_do_not_depend_on_format_and_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet_format, "_SMALL", 4)
+    requests = sample.sample_requests()
+    steps = [step for request in requests for step in sample.sample_steps([request])]
+    results = []
+    for options in (TraceConfig(requests_per_shard=3), TraceConfig(requests_per_shard=3, format="parquet")):
+        run = RunDir.create(tmp_path / options.format, "test", sample.BLOCK_SIZE, sample.sample_config(options))
+        sample.write_sample(run, options, requests, steps)
+        (found,) = find_traces(run.path)
+        assert len(to_units(found.shards)) == (6 if options.format == "parquet" else 3)
+        (result,) = analyze_trace(found, AnalyzeConfig(lru_caps=(3, 4)), lambda done: None)
+        for name in ("trace_dir", "run_meta"):
+            del result[name]
+        del result["input"]["bytes"]
+        results.append(result)
+    assert results[0] == results[1]
 
 
 def test_many_small_row_groups_are_taken_together(tmp_path: Path) -> None:
