@@ -244,3 +244,16 @@ def test_a_file_that_cannot_be_read_is_no_input_error(tmp_path: Path) -> None:
     with pytest.raises(DsakvError, match=r"cannot read .*trace_steps_4_8\.jsonl") as caught:
         run(tmp_path, ONE_BLOCK)
     assert caught.value.exit_code == 1
+
+
+def test_a_block_size_gives_the_same_bits_alone_and_derived_from_a_smaller_one(tmp_path: Path) -> None:
+    write_shard(tmp_path / "trace_steps.jsonl", long_records(np.random.default_rng(4), 0, 20))
+    sizes = (4, 6, 8, 24, 64, 100)
+    config = AnalyzeConfig(lru_caps=(9, 40), policies=("all",))
+    together = run(tmp_path, msgspec.structs.replace(config, block_sizes=sizes))
+    for size, result in zip(sizes, together, strict=True):
+        (alone,) = run(tmp_path, msgspec.structs.replace(config, block_size=size))
+        for one in (result, alone):
+            for key in ("config", "decision"):  # what was asked for, and what is said of the other sizes
+                del one[key]
+        assert orjson.dumps(result) == orjson.dumps(alone)
