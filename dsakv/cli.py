@@ -83,13 +83,13 @@ def trace_ruler(config: Config) -> None:
 
 
 @trace_app.command("selfcheck")
-@configured("trace", only={"trace.out"})
+@configured("trace", only={"trace.out", "trace.format"})
 def trace_selfcheck(config: Config) -> None:
     """Write a small sample trace, without a model, and validate what can be read back from it."""
     from dsakv.console import Console
     from dsakv.trace.selfcheck import selfcheck
 
-    report = selfcheck(config.trace.out)
+    report = selfcheck(config.trace.out, config.trace.format)
     checks = sum(report.checks.values())
     Console().print_data(f"{report.trace_dir}: {report.records} records in {report.files} files passed {checks} checks")
 

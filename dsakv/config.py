@@ -80,6 +80,14 @@ class TraceConfig(Section, frozen=True):
         Text | None,
         key("Directory of the run. Default: outputs/<workload>_<time>.", flag="--trace-out", old_env="DS_TRACE_OUT"),
     ] = None
+    format: Annotated[
+        Literal["jsonl", "parquet"],
+        key(
+            "Files of the trace: jsonl is readable line by line, parquet some 10 times smaller; "
+            "killed, it loses its open shard.",
+            flag="--trace-format",
+        ),
+    ] = "jsonl"
     resume: Annotated[bool, key("Go on with the interrupted run in --trace-out.")] = False
     store_token_pos: Annotated[
         bool,
@@ -178,6 +186,9 @@ class AnalyzeConfig(Section, frozen=True):
     input: Annotated[
         Text | None,
         key("Trace directory, run directory, or a directory of runs. Default: the newest run under outputs/."),
+    ] = None
+    to_parquet: Annotated[
+        Text | None, key("First copy the trace as Parquet into this new folder, every record checked, and go on there.")
     ] = None
     out: Annotated[Text | None, key("Where the results go. Default: analysis.json in the first trace directory.")] = (
         None

@@ -351,6 +351,21 @@ TRACES = {
     "file": Case("analyze --input rows.jsonl", 2, "rows.jsonl is a file"),
     "empty folder": Case("analyze --input empty", 2, "no trace in empty", lambda: Path("empty").mkdir()),
     "no records": Case("analyze --input out", 2, "out", trace()),
+    "parquet that was cut off": Case(
+        "analyze --input out", 2, "trace_steps_0_4.parquet", put("out/block64/trace_steps_0_4.parquet", "PAR1")
+    ),
+    "empty parquet": Case("analyze --input out", 2, "trace_steps_0.parquet", put("out/trace_steps_0.parquet", "")),
+    "a shard in two formats": Case(
+        "analyze --input out",
+        2,
+        "holds one shard twice",
+        lambda: (trace([1])(), put("out/block64/trace_steps_0_4.parquet", "")()),
+    ),
+    "a copy without the bad records": Case(
+        "analyze --input out --to-parquet copy --on-error skip", 2, "--to-parquet", trace([1])
+    ),
+    "a copy over a file": Case("analyze --input out --to-parquet rows.jsonl", 1, "rows.jsonl exists", trace([1])),
+    "a copy below a file": Case("analyze --input out --to-parquet rows.jsonl/a", 1, "cannot write rows", trace([1])),
     "no positions": Case(
         "analyze --input out", 2, "none of the 2 records in out/block64 has selected_token_pos", trace(None, None)
     ),
@@ -360,6 +375,18 @@ TRACES = {
         2,
         "out/block64/run_meta.json is not JSON",
         lambda: (trace([1])(), put("out/block64/run_meta.json", "{")()),
+    ),
+    "damaged compressed shard": Case(
+        "analyze --input out --on-error skip",
+        2,
+        "out/block64/trace_steps_4_8.jsonl.zst is damaged or cut off",
+        lambda: (trace([1])(), put("out/block64/trace_steps_4_8.jsonl.zst", "no zstd")()),
+    ),
+    "shard in two formats": Case(
+        "analyze --input out",
+        2,
+        "out/block64 holds one shard twice: trace_steps_0_4.jsonl and trace_steps_0_4.jsonl.zst",
+        lambda: (trace([1])(), put("out/block64/trace_steps_0_4.jsonl.zst", "")()),
     ),
     **{
         f"line {line}": Case("analyze --input out", 2, "trace_steps_0_4.jsonl:2", trace([1, 5], tail=line + "\n"))

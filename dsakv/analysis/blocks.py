@@ -69,20 +69,23 @@ def _group(
     groups: NDArray[np.int32],  # [V], filled up to the result
     last: NDArray[np.int32],  # [V], likewise
     bounds: NDArray[np.int64],  # [R + 1]
-) -> int:
+) -> np.int64:
     """Join values with the same quotient. Every value is written, so that nothing branches: a new one moves on."""
-    count = 0
+    count = np.uint64(0)
     single = len(ends) == 0
     for r in range(len(offsets) - 1):
         bounds[r] = count
-        before = -1
-        at = count - 1
-        for i in range(offsets[r], offsets[r + 1]):
-            group = values[i] >> shift if shift >= 0 else values[i] // divisor
-            at += group != before
-            groups[at] = group
-            last[at] = i + 1 if single else ends[i]
+        own = values[offsets[r] : offsets[r + 1]]
+        own_ends = ends if single else ends[offsets[r] : offsets[r + 1]]
+        if not len(own):
+            continue
+        before = own[0] >> shift if shift >= 0 else own[0] // divisor
+        for i in range(len(own)):
+            group = own[i] >> shift if shift >= 0 else own[i] // divisor
+            count += np.uint64(group != before)
+            groups[count] = group
+            last[count] = offsets[r] + i + 1 if single else own_ends[i]
             before = group
-        count = at + 1
+        count += np.uint64(1)
     bounds[len(offsets) - 1] = count
-    return count
+    return np.int64(count)

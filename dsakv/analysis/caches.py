@@ -42,16 +42,18 @@ class CacheSteps:
 class LruCurves:
     """Histograms of stack distances, by layer, and what each cache by itself would need."""
 
-    def __init__(self) -> None:
+    def __init__(self, mode: LruMode) -> None:
+        """``mode`` is that of :meth:`needs`; curves are kept for both."""
         self.layers = LayerRows()
         self.caches = 0
+        self._mode = mode
         self._stacks = LruStacks()
         self._layer = np.zeros(0, dtype=np.int64)  # by row of a live cache: its layer, or -2 for none
         self._step = Grid(count=np.int64)  # [L, distances]
         self._sequential = Grid(count=np.int64)
         self._cold = Grid(count=np.int64)  # [L, 0]: first accesses
         self._sizes: Counter[int] = Counter()  # of steps' sets
-        self._needs: Counter[tuple[str, float, int]] = Counter()  # by mode, target and capacity (0: none reaches it)
+        self._needs: Counter[tuple[float, int]] = Counter()  # caches by target and capacity (0: none reaches it)
 
     def add(self, steps: CacheSteps) -> None:
         """Take in the next steps."""
@@ -99,11 +101,11 @@ class LruCurves:
             "max": max(self._sizes, default=None),
         }
 
-    def needs(self, mode: LruMode) -> dict[str, Any]:
+    def needs(self) -> dict[str, Any]:
         """For each target, the capacity with which a cache by itself reaches it: how many do, and percentiles."""
         found = {}
         for target in TARGETS:
-            reached = Counter({c: n for (m, t, c), n in self._needs.items() if (m, t) == (mode, target) and c})
+            reached = Counter({c: n for (t, c), n in self._needs.items() if t == target and c})
             count = sum(reached.values())
             found[str(target)] = {
                 "caches": count,
@@ -120,10 +122,8 @@ class LruCurves:
         self._collect(int(self._layer[row]), histogram[STEP], histogram[SEQUENTIAL], np.array([cold]))
         self._layer[row] = -2
         self.caches += 1
-        for mode, at in MODES.items():
-            curve = Curve(histogram[at], cold)
-            for target in TARGETS:
-                self._needs[mode, target, curve.capacity_for(target) or 0] += 1
+        curve = Curve(histogram[MODES[self._mode]], cold)
+        self._needs.update((target, curve.capacity_for(target) or 0) for target in TARGETS)
 
     def _collect(
         self, layer: int, step: NDArray[np.int64], sequential: NDArray[np.int64], cold: NDArray[np.int64]
@@ -134,21 +134,21 @@ class LruCurves:
             grid["count"][row, : len(counts)] += counts
 
 
-@dataclass(frozen=True, slots=True)
 class Curve:
-    """LRU hits as a function of the capacity."""
+    """LRU hits as a function of the capacity.
 
-    histogram: NDArray[np.int64]
-    """[n] accesses by stack distance: a capacity of c hits those below c."""
-    cold: int
-    """First accesses, which always miss."""
+    ``histogram`` [n] counts accesses by stack distance: a capacity of c hits those below c. ``cold`` are first
+    accesses, which always miss.
+    """
 
-    @property
-    def accesses(self) -> int:
-        return int(self.histogram.sum()) + self.cold
+    def __init__(self, histogram: NDArray[np.int64], cold: int) -> None:
+        self.cold = cold
+        self._upto = np.cumsum(histogram)  # [n], hits of the capacity one above the index
+        self.accesses = self.hits(len(self._upto)) + cold
 
     def hits(self, capacity: int) -> int:
-        return int(self.histogram[: min(capacity, len(self.histogram))].sum())
+        at = min(capacity, len(self._upto))
+        return int(self._upto[at - 1]) if at else 0
 
     def hit_rate(self, capacity: int) -> float | None:
         """None without accesses."""
@@ -157,28 +157,26 @@ class Curve:
     def capacity_for(self, hit_rate: float) -> int | None:
         """The least capacity that reaches ``hit_rate``; None where none does."""
         needed = math.ceil(hit_rate * self.accesses)
-        upto = np.cumsum(self.histogram)
-        if not len(upto) or upto[-1] < max(needed, 1):
+        if not len(self._upto) or self._upto[-1] < max(needed, 1):
             return None
-        return int(np.searchsorted(upto, needed)) + 1
+        return int(np.searchsorted(self._upto, needed)) + 1
 
     def knee(self) -> int | None:
         """The capacity from which on more memory pays least: where the curve lies furthest above the straight line
         from no cache to the one that hits every reuse (Satopaa et al., "Finding a Kneedle in a Haystack", 2011).
         """
-        points = np.flatnonzero(self.histogram) + 1
+        points = self._points()
         if not len(points):
             return None
-        hits = np.cumsum(self.histogram)[points - 1]
-        return int(points[np.argmax(hits / hits[-1] - points / points[-1])])
+        return int(points[np.argmax(self._upto[points - 1] / self._upto[-1] - points / points[-1])])
 
     def points(self) -> dict[str, list[int]]:
         """Every capacity at which hits grow, with the hits that it reaches."""
-        capacities = np.flatnonzero(self.histogram) + 1
-        return {
-            "capacity_blocks": capacities.tolist(),
-            "hits": np.cumsum(self.histogram)[capacities - 1].tolist(),
-        }
+        points = self._points()
+        return {"capacity_blocks": points.tolist(), "hits": self._upto[points - 1].tolist()}
+
+    def _points(self) -> NDArray[np.int64]:
+        return np.flatnonzero(np.diff(self._upto, prepend=0)) + 1
 
 
 def _ranked(counts: Counter[int], rank: int) -> int:

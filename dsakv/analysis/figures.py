@@ -93,7 +93,7 @@ class CacheFigures:
         self._layered = config.key_mode == "request_layer" and not config.step_union
         self._shared = None if config.cache_scope == "stream" else SharedSteps(config.cache_scope, owners)
         self._curves = curves
-        self.lru = LruCurves()
+        self.lru = LruCurves(config.lru_mode)
         self.policies = PolicyHits(policies, capacities)
 
     def add(self, batch: BlockRecords) -> None:

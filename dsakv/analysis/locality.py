@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsakv.analysis.blocks import BlockRecords
+from dsakv.analysis.records import MERGED_LAYER
 from dsakv.compiled import compiled
 
 Columns = NDArray[np.float64]
@@ -37,7 +38,9 @@ class Locality:
         records = batch.records
         extent, concentration = np.empty((len(EXTENT), len(batch))), np.empty((len(CONCENTRATION), len(batch)))
         _extent(batch.blocks, batch.offsets, records.offsets, batch.current, extent)
-        most = _largest_count(batch.ends, batch.offsets, records.offsets)
+        most = int(np.diff(records.offsets).max())  # tokens in a block: no more than its record has
+        if records.layer[0] != MERGED_LAYER:
+            most = min(most, batch.block_size)
         _concentration(batch.ends, batch.offsets, records.offsets, np.zeros(most + 1, dtype=np.int64), concentration)
         tokens = _recent(
             records.positions, records.offsets, records.seq_len - 1, np.array(self.token_windows, dtype=np.int64)
@@ -80,18 +83,6 @@ def _extent(
 
 
 @compiled
-def _largest_count(ends: NDArray[np.int32], offsets: NDArray[np.int64], token_offsets: NDArray[np.int64]) -> int:
-    """Most tokens in a block."""
-    most = 0
-    for r in range(len(offsets) - 1):
-        before = token_offsets[r]
-        for t in range(offsets[r], offsets[r + 1]):
-            most = max(most, ends[t] - before)
-            before = ends[t]
-    return most
-
-
-@compiled
 def _concentration(
     ends: NDArray[np.int32],  # [T]
     offsets: NDArray[np.int64],  # [R + 1]
@@ -107,11 +98,11 @@ def _concentration(
     for r in range(len(offsets) - 1):
         unique, tokens = offsets[r + 1] - offsets[r], token_offsets[r + 1] - token_offsets[r]
         before, most = token_offsets[r], 0
-        for t in range(offsets[r], offsets[r + 1]):
-            count = ends[t] - before
-            blocks_of[count] += 1
+        for end in ends[offsets[r] : offsets[r + 1]]:
+            count = end - before
+            blocks_of[np.uint64(count)] += 1  # numba looks for negative indices but in unsigned ones
             most = max(most, count)
-            before = ends[t]
+            before = end
         below, ranked, surprise = 0, 0, 0.0
         for count in range(1, most + 1):
             n = blocks_of[count]

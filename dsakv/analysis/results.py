@@ -102,7 +102,7 @@ def _cache_figures(
             **{mode: _curve(lru.curve(mode)) for mode in ("step", "sequential")},
         },
         "capacity_for_hit_rate": {str(target): curve.capacity_for(target) for target in TARGETS},
-        "capacity_per_cache": lru.needs(config.lru_mode),
+        "capacity_per_cache": lru.needs(),
         "policies": policy_result(hits, capacities, _keys(config), curve.accesses),
     }
 

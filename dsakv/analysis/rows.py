@@ -101,9 +101,7 @@ class LayerRows:
 
     def rows(self, layers: NDArray[np.integer]) -> NDArray[np.int64]:
         """The row of each layer, [R]."""
-        known, inverse = np.unique(layers, return_inverse=True)
-        rows: NDArray[np.int64] = np.array([self.row(layer) for layer in known.tolist()], dtype=np.int64)[inverse]
-        return rows
+        return np.array([self.row(layer) for layer in layers.tolist()], dtype=np.int64)
 
     def of(self, layer: int | None) -> list[int]:
         """The row of ``layer``, or all rows."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from dsakv.analysis.decide import decide
 from dsakv.analysis.part import PartFigures, Task, analyze_part, run_wide_caches
 from dsakv.analysis.results import resolved, to_result
 from dsakv.analysis.side_facts import read_side_facts
@@ -78,7 +79,10 @@ def analyze_trace(trace: TraceDir, config: AnalyzeConfig, advance: Callable[[int
             simulated = _count(units, again, lambda done: None).caches
         for size in block_sizes:
             total.caches[size].policies = simulated[size].policies
-    return [to_result(trace, config, size, total, capacities[size], policies) for size in block_sizes]
+    results = [to_result(trace, config, size, total, capacities[size], policies) for size in block_sizes]
+    for result, answers in zip(results, decide(results), strict=True):
+        result["decision"] = answers
+    return results
 
 
 def _count(units: Sequence[Unit], task: Task, advance: Callable[[int], None]) -> PartFigures:

@@ -35,7 +35,7 @@ class LruStacks:
     """
 
     def __init__(self) -> None:
-        self._ids = Grid(slot=np.int32, previous=np.int32)  # slot: one more than the last access's; 0 for a new id
+        self._ids = Grid(slot=np.int32, previous=np.uint32)  # slot: one more than the last access's; 0 for a new id
         self._histogram = np.zeros((0, 2, 0), dtype=np.int64)  # [rows, modes, width]: accesses by distance
         self._bits = np.zeros((0, 0), dtype=np.uint64)  # [rows, words]: slots of older blocks
         self._scalars = np.zeros((0, _SCALARS), dtype=np.int64)
@@ -47,7 +47,7 @@ class LruStacks:
         _access(
             rows,
             offsets,
-            ids,
+            ids.view(np.uint32),
             self._ids["slot"],
             self._ids["previous"],
             self._bits,
@@ -138,9 +138,9 @@ def _renumber(
 def _access(
     rows: NDArray[np.int64],  # [R]
     offsets: NDArray[np.int64],  # [R + 1]
-    ids: NDArray[np.int32],  # [T]
+    ids: NDArray[np.uint32],  # [T]
     all_slots: NDArray[np.int32],  # [rows, width]
-    all_previous: NDArray[np.int32],  # [rows, width]: ids of the last step
+    all_previous: NDArray[np.uint32],  # [rows, width]: ids of the last step
     all_bits: NDArray[np.uint64],  # [rows, words]
     all_scalars: NDArray[np.int64],  # [rows, 4]
     histogram: NDArray[np.int64],  # [rows, 2, width]
@@ -166,7 +166,7 @@ def _access(
             slots[block] = used + done + 1
             if slot >= first and slot >= 0:
                 distance = used - 1 - slot
-                step[distance] += 1
+                step[np.uint64(distance)] += 1
                 kept += 1
                 if done + distance != same:
                     sequential[same] += times

@@ -53,7 +53,7 @@ class History:
         far = np.empty((2, len(batch.blocks)), dtype=np.int64)
         out = np.empty((len(self.names), len(batch)))
         spilled = _follow(
-            batch.blocks,
+            batch.blocks.view(np.uint32),
             batch.offsets,
             batch.current,
             records.row,
@@ -141,7 +141,7 @@ class LayerOverlap:
         self._state.reserve(int(records.request_row.max()) + 1, batch.width)
         self._last = _widened(self._last, self._state.rows)
         _overlap_layers(
-            batch.blocks,
+            batch.blocks.view(np.uint32),
             batch.offsets,
             records.request_row,
             records.layer,
@@ -164,7 +164,7 @@ def _widened(values: NDArray[np.int64], rows: int) -> NDArray[np.int64]:
 
 @compiled
 def _follow(
-    blocks: NDArray[np.int32],  # [T]
+    blocks: NDArray[np.uint32],  # [T]
     offsets: NDArray[np.int64],  # [R + 1]
     current: NDArray[np.int64],  # [R]
     rows: NDArray[np.int64],  # [R]
@@ -218,7 +218,9 @@ def _follow(
         out[1, r] = both / before[0, row] if index[r] else np.nan
         before[0, row], before[1, row] = size, step[r]
         for w in range(len(windows)):
-            out[2 + w, r] = _newer(mine[: current[r] + 1], 2 * max(number - windows[w], 0) + 1)
+            out[2 + w, r] = (
+                size if windows[w] == 1 else _newer(mine[: current[r] + 1], 2 * max(number - windows[w], 0) + 1)
+            )
     return spilled
 
 
@@ -233,7 +235,7 @@ def _newer(marks: NDArray[np.int32], limit: int) -> np.int32:
 
 @compiled
 def _overlap_layers(
-    blocks: NDArray[np.int32],  # [T]
+    blocks: NDArray[np.uint32],  # [T]
     offsets: NDArray[np.int64],  # [R + 1]
     rows: NDArray[np.int64],  # [R], of requests
     layers: NDArray[np.int64],  # [R]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import orjson
 
 from dsakv.analysis.run import analyze_trace
@@ -43,20 +45,16 @@ def analyze(config: AnalyzeConfig, console: Console) -> AnalysisOutcome:
     """
     root = Path(config.input) if config.input is not None else newest_run(Path("outputs"))
     traces = find_traces(root)
+    if config.to_parquet is not None:
+        _check_targets([Path(path) for path in (config.out, config.report) if path is not None], traces)
+        root, traces = _to_parquet(root, traces, config, console)
+        config = msgspec.structs.replace(config, to_parquet=None)  # the results are those of the copy
     out = Path(config.out) if config.out is not None else traces[0].path / "analysis.json"
     report = Path(config.report) if config.report is not None else None
     _check_targets([out] if report is None else [out, report], traces)
 
     results = []
-    total = sum(shard.stat().st_size for trace in traces for shard in trace.shards)
-    with console.progress(-(-total // _MB), f"analyzing {root}", "MB") as advance:
-        done = 0
-
-        def read(size: int) -> None:
-            nonlocal done
-            before, done = done, done + size
-            advance(-(-done // _MB) - -(-before // _MB))
-
+    with _progress(traces, f"analyzing {root}", console) as read:
         for trace in traces:
             results += analyze_trace(trace, config, read)
     for path in dict.fromkeys(result["trace_dir"] for result in results):
@@ -71,6 +69,39 @@ def analyze(config: AnalyzeConfig, console: Console) -> AnalysisOutcome:
         _write(report, html.render(document).encode())
         console.info(f"report: {report}")
     return AnalysisOutcome(document, out, report)
+
+
+def _to_parquet(
+    root: Path, traces: list[TraceDir], config: AnalyzeConfig, console: Console
+) -> tuple[Path, list[TraceDir]]:
+    """Copy the traces; returns where, and those found there."""
+    from dsakv.trace.convert import to_parquet  # pyarrow is not needed for the rest
+
+    if config.on_error != "strict":
+        raise InputError(
+            "--to-parquet copies whole traces only: --on-error skip would leave records out",
+            "convert with --on-error strict, after repairing or removing what is bad",
+        )
+    target = Path(str(config.to_parquet))
+    with _progress(traces, f"converting {root}", console) as read:
+        to_parquet(traces, root, target, console.warn, read)
+    console.info(f"copy: {target}")
+    return target, find_traces(target)
+
+
+@contextmanager
+def _progress(traces: Iterable[TraceDir], what: str, console: Console) -> Iterator[Callable[[int], None]]:
+    """A bar in megabytes, advanced by bytes."""
+    total = sum(shard.stat().st_size for trace in traces for shard in trace.shards)
+    with console.progress(-(-total // _MB), what, "MB") as advance:
+        done = 0
+
+        def read(size: int) -> None:
+            nonlocal done
+            before, done = done, done + size
+            advance(-(-done // _MB) - -(-before // _MB))
+
+        yield read
 
 
 def _check_targets(targets: list[Path], traces: Iterable[TraceDir]) -> None:

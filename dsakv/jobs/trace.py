@@ -96,7 +96,8 @@ def _say_size(requests: list[Request], config: Config, loaded: LoadedModel, cons
     )
     console.info(f"expecting about {filesize.decimal(size)} of trace")
     if size > LARGE:
-        console.info("to make it smaller: fewer --limit or --max-new-tokens, or --trace-sample-rate 0.1")
+        other = "" if config.trace.format == "parquet" else "--trace-format parquet, "
+        console.info(f"to make it smaller: {other}fewer --limit or --max-new-tokens, or --trace-sample-rate 0.1")
 
 
 def _record(

@@ -6,9 +6,9 @@ import errno
 import fcntl
 import io
 import os
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,20 +16,8 @@ import orjson
 
 from dsakv.errors import DsakvError
 
-_TEMP = ".dsakv-tmp"
-_SHARD = re.compile(r"trace_steps_(\d+)_(\d+)\.jsonl")
-
-
-def shard_path(trace_dir: Path, request_id: int, requests_per_shard: int) -> Path:
-    """The file of a request's records, which depends on nothing but its id."""
-    start = request_id // requests_per_shard * requests_per_shard
-    return trace_dir / f"trace_steps_{start}_{start + requests_per_shard}.jsonl"
-
-
-def shard_paths(trace_dir: Path) -> list[Path]:
-    """The shards of a trace in numeric order."""
-    found = [(int(m[1]), p) for p in trace_dir.iterdir() if (m := _SHARD.fullmatch(p.name))]
-    return [p for _, p in sorted(found)]
+TEMP = ".dsakv-tmp"
+"""Ends the names of files and folders that are not complete."""
 
 
 def run_files(trace_dir: Path) -> list[Path]:
@@ -43,12 +31,21 @@ def run_files(trace_dir: Path) -> list[Path]:
 def read_lines(path: Path) -> Iterator[tuple[str, bytes]]:
     """Each line without its newline, and its place as ``file:line``.
 
-    A last line that lacks its newline counts if it is whole JSON; otherwise a kill has cut it off.
+    A last line that lacks its newline counts if it is whole JSON; otherwise a kill has cut it off. A file whose name
+    ends in ``.zst`` is decompressed; what is wrong with it comes as the decompressor's exception.
     """
-    with open(path, "rb") as file:
+    with open(path, "rb") as raw, _decompressed(raw) if path.suffix == ".zst" else nullcontext(raw) as file:
         for number, line in enumerate(file, 1):
             if line.endswith(b"\n") or _is_json(line):
                 yield f"{path}:{number}", line.removesuffix(b"\n")
+
+
+def _decompressed(file: BinaryIO) -> AbstractContextManager[Iterable[bytes]]:
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        from backports import zstd
+    return zstd.ZstdFile(file)
 
 
 def _is_json(line: bytes) -> bool:
@@ -57,6 +54,15 @@ def _is_json(line: bytes) -> bool:
     except ValueError:
         return False
     return True
+
+
+def ends_with_newline(path: Path) -> bool:
+    """Whether lines can be appended to the file as it stands."""
+    with open(path, "rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
 
 
 def write_all(file: io.FileIO, data: bytes) -> None:
@@ -73,7 +79,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: the disk is full or not writable.
     """
-    temp = path.with_name(f".{path.name}.{os.getpid()}{_TEMP}")
+    temp = path.with_name(f".{path.name}.{os.getpid()}{TEMP}")
     try:
         with open(temp, "wb") as file:
             yield file
@@ -87,7 +93,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 def leftovers(folder: Path) -> list[Path]:
     """What :func:`replacing` leaves in a folder when it is killed."""
-    return list(folder.glob(f".*.*{_TEMP}"))
+    return list(folder.glob(f".*.*{TEMP}"))
 
 
 @contextmanager

@@ -122,7 +122,7 @@ class _Batches:
         lengths = np.diff(offsets)  # [rows]
         in_order = np.ones(rows, dtype=bool)
         in_order[self._out_of_order] = False
-        counts.block_sizes.update(np.unique(integers[BLOCK_SIZE, in_order]).tolist())
+        counts.block_sizes.update(integers[BLOCK_SIZE, in_order].tolist())
         counts.block_sizes.discard(0)  # those without
         kept = in_order & (lengths > 0)
         accepted = int(kept.sum())

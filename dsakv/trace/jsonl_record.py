@@ -16,7 +16,7 @@ from dsakv.trace.intake import BadRecordError, Intake, shown
 
 _MISSING = object()
 # Bits: layers and positions are int32 columns; differences of steps and lengths must fit int64.
-_SCALARS = (("layer_id", 31), ("step_idx", 53), ("seq_len_current", 53))
+SCALARS = (("layer_id", 31), ("step_idx", 53), ("seq_len_current", 53))
 
 
 class Row(NamedTuple):
@@ -50,11 +50,15 @@ def read_record(line: bytes, intake: Intake) -> Row:
         if not line.endswith(b"\n"):
             raise UnfinishedError from error
         raise BadRecordError("json", f"not JSON ({error})") from None
-    return _check(record, intake)
+    return check_record(record, intake)
 
 
-def _check(record: Any, intake: Intake) -> Row:
-    """What is read of a record, everything in it being right."""
+def check_record(record: Any, intake: Intake) -> Row:
+    """What is read of a record, everything in it being right; it is entered.
+
+    Raises:
+        BadRecordError: it is not, or out of order. Then nothing is noted.
+    """
     if not isinstance(record, dict):
         raise BadRecordError("json", "not a JSON object")
     event = record.get("event", _MISSING)
@@ -66,7 +70,7 @@ def _check(record: Any, intake: Intake) -> Row:
     intake.number(request)
     if type(request) is int and not -(1 << 63) <= request < 1 << 63:
         raise BadRecordError("out_of_range", f'"request_id" {request} does not fit 64 bits')
-    layer, step, seq_len = (_integer(record, name, bits) for name, bits in _SCALARS)
+    layer, step, seq_len = (_integer(record, name, bits) for name, bits in SCALARS)
     block_size = None
     if intake.block_sizes and "block_size_tokens" in record:
         block_size = _integer(record, "block_size_tokens", 31)

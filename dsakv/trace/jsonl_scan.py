@@ -55,7 +55,7 @@ class Columns(NamedTuple):
     """Room for ``R`` records with ``P`` positions."""
 
     integers: NDArray[np.int64]
-    """[6, R] by key; a ``block_size_tokens`` that is not there is 0."""
+    """[6, R] by key. A ``block_size_tokens`` that is not there is 0; what is not asked for is left as it was."""
     offsets: NDArray[np.int64]
     """[R + 1], ``offsets[0]`` is 0."""
     positions: NDArray[np.int32]
@@ -110,8 +110,7 @@ def _record(text: NDArray[np.uint8], begin: int, columns: Columns, row: int, wan
     at = _skip_space(text, begin)
     if text[at] != _OPEN_OBJECT:
         return ODD
-    columns.integers[BLOCK_SIZE, row] = 0
-    columns.integers[ENGINE_STEP, row] = 0
+    columns.integers[BLOCK_SIZE, row] = 0  # it may be missing
     first = columns.offsets[row]
     last = first
     seen = 0
@@ -235,7 +234,7 @@ def _digit(text: NDArray[np.uint8], at: int) -> int:
 
 @compiled_in_place
 def _integer(text: NDArray[np.uint8], at: int, most_digits: int) -> tuple[int, int]:
-    """Behind an integer, and its value. -0 is odd, since it can be told from 0 in a float."""
+    """Behind an integer, and its value. -0 is odd, since not every parser makes an integer of it."""
     negative = text[at] == _MINUS
     begin = at + 1 if negative else at
     at, value = _digits(text, begin)

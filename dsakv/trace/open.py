@@ -12,8 +12,8 @@ import orjson
 
 from dsakv.errors import DsakvError, InputError
 
-_SHARD = re.compile(r"(trace_steps(?:_.*)?)\.jsonl(?:\.zst)?")
-_UNREAD = re.compile(r"trace_steps(_.*)?\.(jsonl\.gz|parquet)")
+_SHARD = re.compile(r"(trace_steps(?:_.*)?)\.(?:jsonl(?:\.zst)?|parquet)")
+_UNREAD = re.compile(r"trace_steps(_.*)?\.jsonl\.gz")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def find_traces(root: Path) -> list[TraceDir]:
         if unread:
             raise InputError(
                 f"{Path(folder, unread[0])}: this trace format cannot be read",
-                "only .jsonl and .jsonl.zst can: decompress .gz with gzip -d",
+                "only .jsonl, .jsonl.zst and .parquet can: decompress .gz with gzip -d",
             )
         shards = sorted((name for name in files if _SHARD.fullmatch(name)), key=_natural)
         if shards:

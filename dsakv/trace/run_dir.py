@@ -24,10 +24,11 @@ import orjson
 from dsakv import __version__
 from dsakv.config import SECTIONS, TraceConfig
 from dsakv.errors import DsakvError, InputError
-from dsakv.trace.files import disk_error, leftovers, locked, replacing, shard_paths, write_json
+from dsakv.trace.files import disk_error, leftovers, locked, replacing, write_json
+from dsakv.trace.formats import shard_paths
 from dsakv.trace.resume import keep_finished
+from dsakv.trace.schema import SCHEMA_VERSION
 
-SCHEMA_VERSION = 1
 _MAY_DIFFER = ("trace.resume", "trace.out")  # --trace-out names the folder itself, by another path perhaps
 
 

@@ -9,6 +9,9 @@ from typing import Any
 
 from dsakv.errors import InputError
 
+SCHEMA_VERSION = 1
+"""Of all files of a run."""
+
 HINT = "the file was changed or damaged after it was written, or its writer has a bug"
 
 Fields = Mapping[str, tuple[type, ...]]

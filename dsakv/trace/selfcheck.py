@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from dsakv.config import Config, EngineConfig, TraceConfig
 from dsakv.errors import DsakvError
 from dsakv.prefix import PrefixIndex, prefix_key
 from dsakv.request import Completion, Request, Step, StepRecords
-from dsakv.trace.files import read_lines, shard_paths
+from dsakv.trace.formats import read_records, shard_paths
 from dsakv.trace.records import PrefixFacts
 from dsakv.trace.run_dir import RunDir
 from dsakv.trace.validate import Report, validate
@@ -29,13 +29,13 @@ ROW_BYTES = 1152
 SEED = 0
 
 
-def selfcheck(out: str | Path | None) -> Report:
-    """Write a sample trace to ``out``, by default ``outputs/selfcheck_<time>``, and check every line of it.
+def selfcheck(out: str | Path | None, format: Literal["jsonl", "parquet"] = "jsonl") -> Report:
+    """Write a sample trace to ``out``, by default ``outputs/selfcheck_<time>``, and check every record of it.
 
     Raises:
         DsakvError: the trace is not what was to be written, or ``out`` cannot be written.
     """
-    options = TraceConfig(enable=True, requests_per_shard=2, store_block_ids=True, prefill_tail=2)
+    options = TraceConfig(enable=True, format=format, requests_per_shard=2, store_block_ids=True, prefill_tail=2)
     run = RunDir.create(out, "selfcheck", BLOCK_SIZE, sample_config(options))
     requests = sample_requests()
     expected: dict[tuple[int, int, int], list[int]] = {}
@@ -46,8 +46,7 @@ def selfcheck(out: str | Path | None) -> Report:
     write_sample(run, options, requests, steps)
     report = validate(run.trace_dir)
     for shard in shard_paths(run.trace_dir):
-        for place, line in read_lines(shard):
-            record = orjson.loads(line)
+        for place, record in read_records(shard):
             key = (record["request_id"], record["step_idx"], record["layer_id"])
             if expected.pop(key, None) != record["selected_token_pos"]:
                 raise DsakvError(f"{place}: not what was selected", "the trace writer has a bug: please report it")

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from dsakv.errors import InputError
 from dsakv.trace.batch import Ints, TraceBatch
-from dsakv.trace.files import read_lines, shard_paths
+from dsakv.trace.formats import read_records, shard_paths
 from dsakv.trace.records import RATIO_BINS, Derived, derive
 
 HOT_BLOCKS = 20
 _BATCH = 256
+_FIELDS = ("request_id", "layer_id", "step_idx", "seq_len_current", "prefix", "selected_token_pos")
 
 
 class Histogram:
@@ -161,9 +162,8 @@ def _batches(shard: Path) -> Iterator[tuple[TraceBatch, Ints]]:
     """The positions of a shard's records, and the ``prefix_cached_blocks`` of each."""
     rows: list[tuple[int, int, int, int, int]] = []
     positions: list[NDArray[np.int32]] = []
-    for place, line in read_lines(shard):
+    for place, record in read_records(shard, _FIELDS):
         try:
-            record = orjson.loads(line)
             selected = record.get("selected_token_pos")
             if selected is None:
                 raise InputError(

@@ -17,7 +17,8 @@ from typing import Any
 from dsakv.errors import InputError
 from dsakv.trace import schema
 from dsakv.trace.batch import TIERS
-from dsakv.trace.files import read_lines, shard_paths
+from dsakv.trace.files import read_lines
+from dsakv.trace.formats import read_records, shard_paths
 
 
 @dataclass(slots=True)
@@ -87,8 +88,8 @@ class _Validator:
         start, stop = map(int, shard.stem.split("_")[2:])
         steps: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
         fields = schema.record(self.options)
-        for place, line in read_lines(shard):
-            record = schema.parse(place, line, fields)
+        for place, record in read_records(shard):
+            schema.check(place, record, fields)
             request_id = record["request_id"]
             self._check("shard", start <= request_id < stop, place, f"request {request_id} is not of this shard")
             steps[request_id].append((record["step_idx"], record["layer_id"], record["engine_step"]))

@@ -8,13 +8,12 @@ anything.
 from __future__ import annotations
 
 import io
-import os
 import queue
 import shlex
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,15 +22,16 @@ import numpy as np
 
 from dsakv.config import TraceConfig
 from dsakv.request import Completion, Request, Step
-from dsakv.trace.files import disk_error, locked, shard_path, write_all, write_json
-from dsakv.trace.jsonl_writer import record_lines, request_line
+from dsakv.trace.files import disk_error, locked, write_all, write_json
+from dsakv.trace.formats import FORMATS, ShardWriter, shard_path
+from dsakv.trace.jsonl_writer import request_line
 from dsakv.trace.records import PrefixFacts, derive, to_batch
 from dsakv.trace.run_dir import RunDir
 from dsakv.trace.summary import Summary, from_shards
 
 QUEUED_STEPS = 4  # of V3.2 at batch 64 a step is some 60 MB
 BATCH_RECORDS = 256
-
+HELD_BYTES = 128 << 20  # of records that open shards keep in memory
 
 _Outcomes = dict[int, tuple[str | None, float | None]]  # text and score by request id
 
@@ -39,7 +39,7 @@ _Outcomes = dict[int, tuple[str | None, float | None]]  # text and score by requ
 class TraceWriter:
     """``with TraceWriter(...) as writer: for step in engine.run(requests): writer.write(step)``.
 
-    Also where the loop is left by an error or Ctrl-C, whole lines are on disk and every file is closed.
+    Also where the loop is left by an error or Ctrl-C, whole records are on disk and every file is complete.
     """
 
     def __init__(
@@ -81,7 +81,10 @@ class TraceWriter:
             self.expect(request, prefix[request.request_id])
         self._summary = from_shards(run.trace_dir, run.block_size) if run.finished else Summary()
         self._done = len(run.finished)
-        self._files: dict[Path, io.FileIO] = {}
+        self._format = FORMATS[options.format]
+        self._open: dict[Path, ShardWriter] = {}
+        self._log: io.FileIO | None = None
+        self._lines: dict[Path, list[bytes]] = {}  # of requests.jsonl, until the shard with their records is on disk
         self._gathered: list[Step] = []
         self._gathered_records = 0
         self._written: Counter[int] = Counter()
@@ -96,7 +99,7 @@ class TraceWriter:
         """Announce a request that the constructor did not name, before the first step that runs it (a chat's turn)."""
         self._requests[request.request_id] = request
         self._prefix[request.request_id] = prefix
-        shard = shard_path(self._run.trace_dir, request.request_id, self._options.requests_per_shard)
+        shard = shard_path(self._run.trace_dir, request.request_id, self._options)
         self._shards[request.request_id] = shard
         self._unfinished[shard] += 1
 
@@ -158,8 +161,10 @@ class TraceWriter:
 
     def _work(self) -> None:
         ended = False
+        failed: OSError | None = None
         try:
-            self._append(self._run.requests_path, b"")
+            with _naming(self._run.requests_path):
+                self._log = open(self._run.requests_path, "ab", buffering=0)  # noqa: SIM115  closed by _close_files
             while not ended:
                 item = self._queue.get()
                 if item is None:
@@ -168,22 +173,31 @@ class TraceWriter:
                 else:
                     self._take(*item)
         except OSError as error:
-            path = Path(error.filename) if error.filename else self._run.path
-            self._error = disk_error(error, path, self._how_to_go_on())
+            failed = error
         except Exception as error:
             self._error = error
         finally:
             self._close_files()
+        if failed is not None:  # only now is it known how many requests are complete
+            path = Path(failed.filename) if failed.filename else self._run.path
+            self._error = disk_error(failed, path, self._how_to_go_on())
         while not ended:  # write() may wait for a place in the queue
             ended = self._queue.get() is None
 
     def _close_files(self) -> None:
-        """Close what is open; some disks tell only now that they did not take all."""
-        for path, file in self._files.items():
+        """Complete what is open; some disks tell only now that they did not take all."""
+        for path in list(self._open):
             try:
-                file.close()
+                self._close(path)
             except OSError as error:
                 self._error = self._error or disk_error(error, path, self._how_to_go_on())
+            except Exception as error:  # write() must hear of it, whatever it is
+                self._error = self._error or error
+        if self._log is not None:
+            try:
+                self._log.close()
+            except OSError as error:
+                self._error = self._error or disk_error(error, self._run.requests_path, self._how_to_go_on())
 
     def _take(self, step: Step, outcomes: _Outcomes) -> None:
         if step.records is not None:
@@ -206,18 +220,20 @@ class TraceWriter:
         facts = [self._prefix[request_id] for request_id in requests]
         prefix_blocks = np.array([f.prefix_cached_blocks for f in facts])
         derived = derive(batch, self._run.block_size, prefix_blocks)
-        lines = record_lines(batch, derived, self._run.block_size, facts, self._options)
-        by_shard: dict[Path, list[bytes]] = {}
-        for request_id, line in zip(requests, lines, strict=True):
-            by_shard.setdefault(self._shards[request_id], []).append(line)
-        for path, own in by_shard.items():
-            self._append(path, b"".join(own))
+        rows = self._format.encode(batch, derived, self._run.block_size, facts, self._options)
+        by_shard: dict[Path, list[int]] = {}
+        for r, request_id in enumerate(requests):
+            by_shard.setdefault(self._shards[request_id], []).append(r)
+        for path, which in by_shard.items():
+            self._write(path, rows, which)
+        while sum(shard.held for shard in self._open.values()) > HELD_BYTES:
+            path = max(self._open, key=lambda path: self._open[path].held)
+            with _naming(path):
+                self._open[path].spill()
         self._written.update(requests)
         self._summary.add(batch, derived)
 
     def _finish(self, completions: list[Completion], outcomes: _Outcomes) -> None:
-        for path in {self._shards[completion.request_id] for completion in completions} & self._files.keys():
-            os.fsync(self._files[path].fileno())  # before requests.jsonl declares the records
         for completion in completions:
             request_id = completion.request_id
             ran, traced = completion.decode_steps, self._decode_steps.pop(request_id, 0)
@@ -231,22 +247,50 @@ class TraceWriter:
                 *outcomes[request_id],
                 self._options.store_text,
             )
-            self._append(self._run.requests_path, line)
-            self._summary.finish(request_id)
-            self._done += 1
             shard = self._shards[request_id]
+            self._lines.setdefault(shard, []).append(line)
             self._unfinished[shard] -= 1
-            if self._unfinished[shard] == 0 and shard in self._files:
-                self._files.pop(shard).close()
+            self._summary.finish(request_id)
+        for shard in dict.fromkeys(self._shards[completion.request_id] for completion in completions):
+            self._settle(shard)
 
-    def _append(self, path: Path, data: bytes) -> None:
-        if path not in self._files:
-            self._files[path] = open(path, "ab", buffering=0)  # noqa: SIM115  closed by _finish or at the end
-        try:
-            write_all(self._files[path], data)
-        except OSError as error:
-            error.filename = str(path)
-            raise
+    def _settle(self, path: Path) -> None:
+        """Some requests of a shard have finished: declare those whose records are on disk."""
+        shard = self._open.get(path)
+        if shard is None:
+            self._declare(path)
+            return
+        with _naming(path):
+            on_disk = shard.sync()
+            if path not in {self._shards[request_id] for request_id in self._written}:
+                shard.pause()
+        if self._unfinished[path] == 0:
+            self._close(path)
+        elif on_disk:
+            self._declare(path)
+
+    def _write(self, path: Path, rows: Any, which: list[int]) -> None:
+        with _naming(path):
+            if path not in self._open:
+                self._open[path] = self._format.open(path, self._options)
+            try:
+                self._open[path].write(rows, which)
+            except BaseException:
+                self._open.pop(path).discard()
+                raise
+
+    def _close(self, path: Path) -> None:
+        with _naming(path):
+            self._open.pop(path).close()
+        self._declare(path)
+
+    def _declare(self, path: Path) -> None:
+        """Give the finished requests of a shard that is on disk their lines in ``requests.jsonl``."""
+        lines = self._lines.pop(path, [])
+        if self._log is not None:
+            with _naming(self._run.requests_path):
+                write_all(self._log, b"".join(lines))
+            self._done += len(lines)
 
     def _how_to_go_on(self) -> str:
         total = len(self._requests) + len(self._run.finished)
@@ -258,3 +302,13 @@ class TraceWriter:
             f"{self._done} of {total} requests are complete: free some space; then go on with "
             f"--resume --trace-out {shlex.quote(str(self._run.path))}"
         )
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let errors of the disk say which file they are about."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise

@@ -121,3 +121,34 @@ def test_a_full_disk_leaves_the_old_results(tmp_path: Path, console: Console, mo
         analyze(AnalyzeConfig(input=str(tmp_path)), console)
     assert old.read_text() == "old"
     assert not list(tmp_path.rglob("*tmp"))
+
+
+def test_a_copy_is_analyzed_in_place_of_what_it_was_made_from(
+    tmp_path: Path, console: Console, log: io.StringIO
+) -> None:
+    trace = make_run(tmp_path / "run")
+    plain = analyze(AnalyzeConfig(input=str(trace.parent), out=str(tmp_path / "a.json")), console)
+    copy = tmp_path / "copy"
+    copied = analyze(AnalyzeConfig(input=str(trace.parent), to_parquet=str(copy)), console)
+    assert copied.out == copy / "block64" / "analysis.json"
+    assert f"copy: {copy}" in log.getvalue()
+    (before,), (after,) = plain.document["results"], copied.document["results"]
+    assert after["trace_dir"] == str(copy / "block64")
+    assert after["cache_sim"] == before["cache_sim"]
+    assert after["record_stats"] == before["record_stats"]
+    assert not list(trace.glob("analysis.json"))
+
+
+def test_a_copy_that_cannot_be_is_refused(tmp_path: Path, console: Console) -> None:
+    trace = make_run(tmp_path / "run")
+    copy = str(tmp_path / "copy")
+    with pytest.raises(InputError, match="--on-error skip would leave records out"):
+        analyze(AnalyzeConfig(input=str(trace), to_parquet=copy, on_error="skip"), console)
+    with pytest.raises(InputError, match="is a directory"):
+        analyze(AnalyzeConfig(input=str(trace), to_parquet=copy, out=str(tmp_path)), console)
+    (trace / "trace_steps_1_2.jsonl").write_text("{}\n")
+    with pytest.raises(InputError, match='"request_id" is missing'):
+        analyze(AnalyzeConfig(input=str(trace), to_parquet=copy), console)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    with pytest.raises(DsakvError, match="exists already"):
+        analyze(AnalyzeConfig(input=str(trace), to_parquet=str(tmp_path / "run")), console)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -21,8 +21,9 @@ def trace_dir(tmp_path: Path) -> Path:
     return selfcheck(tmp_path / "run").trace_dir
 
 
-def test_selfcheck_reports_what_it_checked(tmp_path: Path) -> None:
-    report = selfcheck(tmp_path / "run")
+@pytest.mark.parametrize("name", ["jsonl", "parquet"])
+def test_selfcheck_reports_what_it_checked(tmp_path: Path, name: Literal["jsonl", "parquet"]) -> None:
+    report = selfcheck(tmp_path / "run", name)
     steps = [request.max_new_tokens - 1 + 2 for request in sample_requests()]
     assert report.records == sum(steps) * LAYERS == report.checks["selections"]
     assert report.requests == len(steps)
@@ -74,7 +75,7 @@ RECORD_EDITS = [
     (put("block_size_tokens", value=64), "block_size_tokens"),
     (put("unique_blocks", value=40), "hit_blocks"),
     (put("touched_block_ratio", value=0.123), "touched_block_ratio"),
-    (put("touched_block_ratio", value=float("nan")), "touched_block_ratio is nan"),
+    (put("touched_block_ratio", value=float("nan")), "the line is damaged"),
     (put("tokens_per_touched_block", "mean", value=0.5), "tokens_per_touched_block.mean"),
     (put("tokens_per_touched_block", "p50", value=99), "tokens_per_touched_block.p50"),
     (put("tokens_per_touched_block", "p95", value=99), "tokens_per_touched_block.p95"),
@@ -118,7 +119,7 @@ def test_a_changed_record_is_found(trace_dir: Path, edit: Callable[[Record], obj
         (lambda lines: lines[:6] + lines[9:], "counts other records"),
         (lambda lines: [*lines, lines[-1]], "order"),
         (lambda lines: lines[::-1], "order"),
-        (lambda lines: [*lines[:4], "{", *lines[4:]], "no JSON"),
+        (lambda lines: [*lines[:4], "{", *lines[4:]], "the line is damaged"),
     ],
 )
 def test_lost_repeated_and_mixed_up_lines_are_found(

@@ -88,7 +88,7 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
         summarize(run.trace_dir)
     lines[2] = "nonsense\n"
     shard.write_text("".join(lines))
-    with pytest.raises(InputError, match=r"trace_steps_0_4\.jsonl:3: not a record"):
+    with pytest.raises(InputError, match=r"trace_steps_0_4\.jsonl:3: the line is damaged"):
         summarize(run.trace_dir)
     with pytest.raises(InputError, match=r"run_meta\.json is missing"):
         summarize(tmp_path)

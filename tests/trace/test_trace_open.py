@@ -71,11 +71,19 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=says):
             find_traces(tmp_path)
     (tmp_path / "run" / "run_meta.json").unlink()
-    for name in ("trace_steps_0_4.jsonl.gz", "trace_steps_0_4.parquet"):
-        other = touch(tmp_path / "run" / name)
-        with pytest.raises(InputError, match="this trace format cannot be read"):
-            find_traces(tmp_path)
-        other.unlink()
+    touch(tmp_path / "run" / "trace_steps_0_4.jsonl.gz")
+    with pytest.raises(InputError, match="this trace format cannot be read"):
+        find_traces(tmp_path)
+
+
+def test_shards_of_all_formats_stand_in_numeric_order(tmp_path: Path) -> None:
+    for name in ("trace_steps_4_8.parquet", "trace_steps_0_4.jsonl", "trace_steps_100_104.parquet"):
+        touch(tmp_path / name)
+    (trace,) = find_traces(tmp_path)
+    assert [path.name.split("_")[2] for path in trace.shards] == ["0", "4", "100"]
+    touch(tmp_path / "trace_steps_4_8.jsonl")
+    with pytest.raises(InputError, match=r"holds one shard twice: trace_steps_4_8\.jsonl and trace_steps_4_8\.parquet"):
+        find_traces(tmp_path)
 
 
 def test_the_newest_run_is_the_one_written_to_last(tmp_path: Path) -> None:

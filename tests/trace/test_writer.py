@@ -239,6 +239,8 @@ def test_a_full_disk_says_what_is_complete_and_how_to_go_on(tmp_path: Path) -> N
         TraceConfig(store_scores=True),
         TraceConfig(store_block_ids=True),
         TraceConfig(store_token_pos=False, store_text=True),
+        TraceConfig(format="parquet"),
+        TraceConfig(format="parquet", store_scores=True, store_block_ids=True),
     ],
 )
 def test_the_expected_size_is_about_right(tmp_path: Path, options: TraceConfig) -> None:
