@@ -21,7 +21,7 @@ dl.facts dt { color: var(--dim); } dl.facts dd { margin: 0; overflow-wrap: anywh
 .card { background: var(--card); border: 1px solid var(--line); border-top: 3px solid var(--mark); border-radius: 6px;
   padding: .8rem 1rem; break-inside: avoid; min-width: 0; overflow-wrap: anywhere; }
 .card h3 { margin: 0 0 .4rem; } .card dt { color: var(--dim); margin-top: .5rem; }
-.card dd { margin: 0; } .card dd.answer { font-weight: 600; } .card dd.basis { color: var(--dim); font-size: .85rem; }
+.card dd { margin: 0; } .card dd.basis { color: var(--dim); font-size: .85rem; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: .5rem; margin: .8rem 0; }
 .tile { background: var(--soft); border-radius: 6px; padding: .4rem .7rem; } .tile b { display: block;
   font-size: 1.2rem; font-variant-numeric: tabular-nums; } .tile span { color: var(--dim); font-size: .82rem; }
@@ -39,7 +39,7 @@ figcaption { font-size: .9rem; color: var(--dim); } figcaption b { color: var(--
 .charts.three { grid-template-columns: repeat(auto-fit, minmax(min(100%, 23rem), 1fr)); }
 .scripted .charts { display: grid; } .scripted .unscripted { display: none; }
 .charts .full { grid-column: 1 / -1; } .plot { width: 100%; }
-details { margin: .8rem 0; } summary { cursor: pointer; color: var(--mark); }
+details { margin: .8rem 0; } .basis details { margin: 0; } summary { cursor: pointer; color: var(--mark); }
 pre { background: var(--soft); padding: .8rem; overflow-x: auto; font-size: 12.5px; white-space: pre-wrap;
   overflow-wrap: anywhere; }
 @media print { :root { --ink: #000; --dim: #444; --line: #ccc; --paper: #fff; --soft: #f4f6f8; --card: #fff;

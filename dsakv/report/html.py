@@ -64,7 +64,7 @@ class _Page:
               if run.random_weights),
             _contents(compared),
             '<section id="decision"><h2>Where the KV cache may live</h2>',
-            f'<div class="cards">{"".join(_card(run) for run in compared)}</div></section>',
+            f'<div class="cards">{"".join(_card(run, len(compared) == 1) for run in compared)}</div></section>',
         ]  # fmt: skip
         if len(compared) > 1:
             parts.append(self._side_by_side(compared))
@@ -142,19 +142,20 @@ def _contents(compared: Sequence[Run]) -> str:
     return "<nav>" + "".join(f'<a href="#{to}">{escape(name)}</a>' for to, name in links) + f"</nav>{noscript}"
 
 
-def _card(run: Run) -> str:
+def _card(run: Run, alone: bool) -> str:
     """The answers of one run; where there are none, what the decision table advises."""
     made = tables.decisions(run.lead)
     if made:
         rows = "".join(
-            f'<dt>{escape(one.question)}</dt><dd class="answer">{escape(one.answer)}</dd>'
-            f'<dd class="basis">Rule: {escape(one.rule)}.</dd><dd class="basis">Measured: {escape(one.measured)}</dd>'
+            f"<dt>{escape(one.question)}</dt><dd><b>{escape(one.answer)}</b> {escape(one.because)}</dd>"
+            f'<dd class="basis"><details{" open" if alone else ""}><summary>rule and figures</summary>'
+            f"Rule: {escape(one.rule)}.<br>Measured: {escape(one.measured)}</details></dd>"
             for one in made
         )
     else:
         data = tables.advice(run.lead)
         rows = "".join(
-            f'<dt>{escape(rule)}</dt><dd class="answer">{escape(words)}</dd><dd class="basis">{escape(metric)} '
+            f'<dt>{escape(rule)}</dt><dd><b>{escape(words)}</b></dd><dd class="basis">{escape(metric)} '
             f"{escape(measured)}</dd>"
             for rule, measured, words, metric in data.rows
         ) or f"<dt>{escape(data.note)}</dt>"  # fmt: skip

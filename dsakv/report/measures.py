@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from dsakv.report.compare import Result, ceiling, curve, opt_gain, reuse_within
+from dsakv.report.compare import Result, advised_capacity, ceiling, curve, opt_gain, reuse_within
 from dsakv.report.text import percent, plural, short
 
 
@@ -170,6 +170,20 @@ OPT_GAIN = Measure(
     opt_gain,
     percent,
 )
+ADVISED = Measure(
+    "near blocks advised",
+    "advised",
+    "what the decision calls for: the least LRU capacity in blocks that reaches most of what any can hit, and holds a "
+    "step's set",
+    advised_capacity,
+)
+ADVISED_RATE = Measure(
+    "LRU hits there",
+    "hits",
+    "hit rate of LRU at the capacity advised, a step's set at once",
+    lambda result: curve(result, "step").rate(capacity) if (capacity := advised_capacity(result)) else None,
+    percent,
+)
 NEEDLE_TOKENS = Measure(
     "needle tokens selected",
     "needle tok",
@@ -185,7 +199,22 @@ NEEDLES = Measure(
     percent,
 )
 
-RUNS = (BLOCKS, STEP_SET, SEEN, NEED_90, NEED_95, KNEE, CEILING, JACCARD, REUSE_10, OVER_CHANCE, GINI, OPT_GAIN)
+RUNS = (
+    ADVISED,
+    ADVISED_RATE,
+    BLOCKS,
+    STEP_SET,
+    SEEN,
+    NEED_90,
+    NEED_95,
+    KNEE,
+    CEILING,
+    JACCARD,
+    REUSE_10,
+    OVER_CHANCE,
+    GINI,
+    OPT_GAIN,
+)
 """What runs are compared by, the most telling ones first."""
 
 

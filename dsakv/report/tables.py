@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +58,8 @@ class Decision:
 
     question: str
     answer: str
+    """Its first sentence says it, the others explain."""
+    because: str
     rule: str
     measured: str
 
@@ -69,7 +72,9 @@ def decisions(result: Result) -> list[Decision]:
             f"{name.replace('_', ' ')} {value if isinstance(value, str) else figure(value)}"
             for name, value in entry["measured"].items()
         )
-        made.append(Decision(*map(printable, (entry["question"], entry["answer"], entry["rule"], measured))))
+        answer, *because = re.split(r"(?<=[.])\s+(?=[A-Z])", entry["answer"], maxsplit=1)
+        parts = (entry["question"], answer, "".join(because), entry["rule"], measured)
+        made.append(Decision(*map(printable, parts)))
     return made
 
 

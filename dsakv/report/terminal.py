@@ -64,7 +64,7 @@ def _decision(run: Run, alone: bool) -> list[RenderableType]:
         parts.append(Text(RANDOM, style="bold red"))
     made = tables.decisions(run.lead)
     for one in made:
-        parts += [Text(one.question, style="dim"), _indented(Text(one.answer, style="bold"))]
+        parts += [Text(one.question, style="dim"), _indented(Text.assemble((one.answer, "bold"), " ", one.because))]
     if not made:
         data = tables.advice(run.lead)
         parts += [_indented(Text(words, style="bold"), 0) for _, _, words, _ in data.rows]

@@ -34,7 +34,7 @@ class _Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.attributes += [(name, value or "") for name, value in attrs]
-        if tag != "meta":
+        if tag not in {"meta", "br"}:
             self.open.append(tag)
         if tag == "script":
             self.scripts.append("")
@@ -178,7 +178,7 @@ def test_null_hit_rates_are_dashes(tmp_path: Path) -> None:
     for entry in [*result["cache_sim"].values(), *(e for p in result["policies"].values() for e in p.values())]:
         entry.update(hits=0, misses=0, hit_rate=None, below_step_set_p95=False)
     result["capacity_for_hit_rate"] = dict.fromkeys(result["capacity_for_hit_rate"])
-    result["layers"] = {}
+    result.update(layers={}, decision=[])
     page = _Page(html.render(made))
     assert page.chart("Hit rate over capacity")["layout"].get("shapes") == []
     assert tables.caches(result).rows[0][3] == "-"
