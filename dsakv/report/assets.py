@@ -44,7 +44,8 @@ pre { background: var(--soft); padding: .8rem; overflow-x: auto; font-size: 12.5
   overflow-wrap: anywhere; }
 @media print { :root { --ink: #000; --dim: #444; --line: #ccc; --paper: #fff; --soft: #f4f6f8; --card: #fff;
   --mark: #0b6bcb; --alarm: #b45309; --loud: #b91c1c; color-scheme: light; }
-  body { max-width: none; font-size: 11px; margin: 0; } nav { display: none; } table { break-inside: avoid; }
+  html, body { font-size: 11px; } body { max-width: none; margin: 0; } nav { display: none; }
+  table { break-inside: avoid; }
   .wide { overflow: visible; } th, td { padding: .1rem .35rem; } .charts { grid-template-columns: 1fr !important; } }
 """
 

@@ -243,9 +243,28 @@ def layer_measures(result: Result) -> tuple[Measure, ...]:
     return tuple(measure for measure in chosen if any(measure.value(one) is not None for one in figures))
 
 
+GENERAL = (
+    ("record", "what one layer selects for one request in one decode step; with merged layers, what all of them do"),
+    ("stream", "the records whose history counts together: of one layer of one request, or of one request"),
+    (
+        "LRU, a step's set at once",
+        "hits are what the cache held when the step began; then the step's blocks are newest",
+    ),
+    ("LRU, one access after the other", "classical LRU in ascending block order; below a step's set it thrashes"),
+    ("OPT", "evicts what is read again last (Belady): knows the future, no policy hits more"),
+    ("share", "a capacity over the blocks that one cache reads in all; more than 100% only leaves room unused"),
+    ("memory", "of one layer's keys and values, as the trace tells its bytes for a token"),
+    ("working set", "distinct blocks in the last so many records of a stream, counted at every record"),
+    ("reuse distance", "steps since the block was last read by its stream; first reads do not count"),
+    ("block span, density", "blocks from the lowest read to the highest; those read over the span"),
+    ("single touch", "blocks that their stream reads once and never again"),
+)
+"""Name and meaning of what is no single figure."""
+
+
 def definitions(results: list[Result]) -> list[tuple[str, str]]:
     """Name and meaning of every figure that a report of ``results`` may show."""
     found = dict.fromkeys((BLOCKS, PER_BLOCK, AMPLIFICATION, CHANCE, *run_measures(results)))
     for result in results:
         found.update(dict.fromkeys(layer_measures(result)))
-    return [(measure.name, measure.meaning) for measure in {measure.name: measure for measure in found}.values()]
+    return [*GENERAL, *{measure.name: measure.meaning for measure in found}.items()]

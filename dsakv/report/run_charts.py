@@ -236,8 +236,7 @@ def _policies(result: Result, entries: list[Capacity]) -> list[dict[str, Any]]:
         if name == "opt":
             data.append(marks_of("OPT (offline bound)", x, y, "diamond", COLORS[2], 11, hover))
         else:
-            label = name.replace("_", " + ")
-            data.append(marks_of(label, x, y, _SYMBOLS[place % len(_SYMBOLS)], color(place + 3), 9, hover))
+            data.append(marks_of(name, x, y, _SYMBOLS[place % len(_SYMBOLS)], color(place + 3), 9, hover))
     return data
 
 

@@ -132,13 +132,14 @@ def caches(result: Result) -> TableData:
         )
         for entry in found
     ]
-    columns = ("blocks", "share", "memory", f"LRU {result['lru_mode']}", *map(policy_name, names))
+    columns = (
+        "blocks",
+        "share",
+        "memory",
+        f"LRU {result['lru_mode']}",
+        *("OPT" if name == "opt" else name for name in names),
+    )
     return TableData("Hit rate by capacity", columns, rows, below_note(result), frozenset())
-
-
-def policy_name(name: str) -> str:
-    """As it is shown."""
-    return "OPT" if name == "opt" else name.replace("_", " + ")
 
 
 def below_note(result: Result) -> str:

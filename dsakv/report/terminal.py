@@ -6,11 +6,12 @@ Nothing here is wider than the terminal, and what comes from a trace is ``Text``
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.bar import Bar
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.rule import Rule
 from rich.table import Table
@@ -19,15 +20,15 @@ from rich.text import Text
 from dsakv.report import tables
 from dsakv.report.compare import Capacity, Result, Run, cache_scope, capacities, ceiling, curve, layers, runs
 from dsakv.report.detail_tables import reuse_marks
-from dsakv.report.measures import JACCARD, NEED_90, NEEDLES, OVER_CHANCE, layer_measures, run_measures
+from dsakv.report.measures import JACCARD, NEED_90, NEEDLES, OVER_CHANCE, Measure, layer_measures, run_measures
 from dsakv.report.text import TableData, figure, percent, plural, printable, short, size
 
 RANDOM = "RANDOM WEIGHTS: noise, not a model. Do not act on any figure below."
 _LEVELS = "▁▂▃▄▅▆▇█"
 _BAR = 14
 _BLOCK_SIZES = ("block", "blocks", "tok/blk", "ampl.", "chance", "for 90%", "tokens", "hit rate", "Jaccard")
-_COMPARED = 8
-"""Figures of the comparison that fit 80 columns."""
+_AT_LEAST = 5
+"""Figures of the comparison where long names leave little room."""
 
 
 def render(document: dict[str, Any]) -> Group:
@@ -37,7 +38,7 @@ def render(document: dict[str, Any]) -> Group:
     for run in compared:
         parts += _decision(run, len(compared) == 1)
     if len(compared) > 1:
-        parts += [Text(), *_comparison(compared)]
+        parts += [Text(), Rule(Text("Runs side by side"), align="left"), _Comparison(compared)]
     for run in compared:
         parts += _details(run)
     return Group(*parts)
@@ -72,12 +73,26 @@ def _decision(run: Run, alone: bool) -> list[RenderableType]:
     return parts
 
 
-def _comparison(compared: Sequence[Run]) -> list[RenderableType]:
-    chosen = run_measures([run.lead for run in compared])[:_COMPARED]
-    rows = [(run.label, *(measure.show(measure.value(run.lead)) for measure in chosen)) for run in compared]
-    data = TableData("", ("run", *(measure.brief for measure in chosen)), rows)
-    meanings = "; ".join(f"{measure.brief}: {measure.name}" for measure in chosen if measure.brief != measure.name)
-    return [Rule(Text("Runs side by side"), align="left"), _table(data), Text(meanings, style="dim")]
+@dataclass(frozen=True, slots=True)
+class _Comparison:
+    """A row for each run, and as many figures as there is room for, the most telling ones first."""
+
+    runs: Sequence[Run]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        chosen = run_measures([run.lead for run in self.runs])
+        table = self._table(chosen)
+        unbound = options.update(max_width=10_000)  # a measure is no wider than its options
+        while len(chosen) > _AT_LEAST and Measurement.get(console, unbound, table).maximum > options.max_width:
+            chosen = chosen[:-1]
+            table = self._table(chosen)
+        yield table
+        meanings = [f"{measure.brief}: {measure.name}" for measure in chosen if measure.brief != measure.name]
+        yield Text("; ".join(meanings), style="dim")
+
+    def _table(self, chosen: Sequence[Measure]) -> Table:
+        rows = [(run.label, *(measure.show(measure.value(run.lead)) for measure in chosen)) for run in self.runs]
+        return _table(TableData("", ("run", *(measure.brief for measure in chosen)), rows))
 
 
 def _details(run: Run) -> list[RenderableType]:
@@ -140,7 +155,7 @@ def _better(entry: Capacity) -> str:
     """The best of the policies that need no look ahead, where it hits more than LRU."""
     rates = [(name, rate) for name, rate in entry.policies.items() if name != "opt" and rate is not None]
     name, rate = max(rates, key=lambda item: item[1], default=("", 0.0))
-    return f"{name.replace('_', '+')} {percent(rate)}" if rate > (entry.hit_rate or 0.0) else "-"
+    return f"{name} {percent(rate)}" if rate > (entry.hit_rate or 0.0) else "-"
 
 
 def _locality(result: Result) -> list[RenderableType]:

@@ -119,7 +119,7 @@ def test_charts_show_what_the_document_says(tmp_path: Path) -> None:
     assert traces["knee"]["y"] == [knee["hit_rate"] for knee in knees]
     for name, entries in result["policies"].items():
         if name != "lru":  # the curve says it
-            drawn = traces["OPT (offline bound)" if name == "opt" else name.replace("_", " + ")]
+            drawn = traces["OPT (offline bound)" if name == "opt" else name]
             assert drawn["x"] == [entry["capacity_blocks"] for entry in entries.values()]
             assert drawn["y"] == [entry["hit_rate"] for entry in entries.values()]
     shaded = page.chart("Hit rate over capacity")["layout"]["shapes"][0]
