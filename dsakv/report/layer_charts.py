@@ -88,7 +88,7 @@ def _needed(run: Run) -> Chart | None:
         "The smallest LRU cache of a layer that reaches the hit rate; no bar where no capacity does.",
         data,
         layout(
-            axis("layer", type="category", tickangle=0, nticks=24), axis("blocks", rangemode="tozero"), barmode="group"
+            axis("layer", type="category", tickangle=0, nticks=13), axis("blocks", rangemode="tozero"), barmode="group"
         ),
     )
 
@@ -107,7 +107,7 @@ def _needles(run: Run) -> Chart | None:
         "Needle recall by layer",
         "Does the indexer select what the answer stands in? Mean over the records of the layer.",
         data,
-        layout(axis("layer", type="category", tickangle=0, nticks=24), axis("share", **SHARE_AXIS), barmode="group"),
+        layout(axis("layer", type="category", tickangle=0, nticks=13), axis("share", **SHARE_AXIS), barmode="group"),
     )
 
 
@@ -141,7 +141,7 @@ def _heat(
         "zmax": ends[1],
         "colorscale": colors,
         "colorbar": {"tickformat": bar, "thickness": 12, "outlinewidth": 0},
-        "xgap": 1,
+        "xgap": 1 if len(x) <= FEW_LAYERS else 0,
         "ygap": 1,
         "hovertemplate": "layer %{x}, %{y}: %{text}<extra></extra>",
     }
@@ -152,7 +152,7 @@ def _heat(
 
 def _map_layout(rows: int) -> dict[str, Any]:
     return layout(
-        axis("layer", type="category", tickangle=0, nticks=24, showgrid=False),
+        axis("layer", type="category", tickangle=0, nticks=13, showgrid=False),
         {"type": "category", "autorange": "reversed", "showgrid": False},
         110 + 26 * max(rows, 3),
     )

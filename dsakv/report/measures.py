@@ -113,7 +113,7 @@ GINI = Measure(
 ENTROPY = Measure(
     "normalized entropy",
     "entropy",
-    "Shannon entropy of that spread over that of an even one: 1 evenly, 0 all in one block",
+    "Shannon entropy of the selected tokens over the blocks read, over that of an even spread: 1 even, 0 one block",
     mean("record_stats", "block_concentration", "normalized_entropy"),
 )
 DISTANCE = Measure(
