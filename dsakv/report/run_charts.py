@@ -191,12 +191,13 @@ def reuse(run: Run) -> Chart | None:
     line["hovertemplate"] = "%{y:.2%} of the reuses within %{x:,} steps<extra></extra>"
     if len(x) <= 64:
         line["mode"] = "lines+markers"
+    same = f" Within the same step, left of the axis: {percent(points[0]['cdf'])}." if x[0] == 0 else ""
     cap = f" The last point stands for {x[-1]:,} steps or more." if x[-1] == temporal["reuse_cap_steps"] else ""
     marks = ticks(1, max(2, x[-1]))
     return Chart(
         "Reuse distance",
         f"Share of repeated reads of a block that come within so many steps of the last one. "
-        f"{thinning(x, line['x'])}{cap}",
+        f"{thinning(x, line['x'])}{same}{cap}",
         [line],
         layout(axis("steps since the block was last read (log)", type="log", tickvals=marks,
                     ticktext=[f"{mark:,}" for mark in marks]), axis("share of reuses", **SHARE_AXIS)),

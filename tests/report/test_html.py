@@ -168,6 +168,13 @@ def test_layers_are_drawn_as_the_document_says(tmp_path: Path) -> None:
     assert heat["z"][heat["y"].index("step Jaccard")] == pytest.approx([value / mean - 1 for value in jaccard])
 
 
+def test_reuse_within_a_step_is_told_where_the_axis_cannot_show_it(tmp_path: Path) -> None:
+    made = document(tmp_path, key_mode="request")
+    first = made["results"][0]["temporal_locality"]["reuse_distance_cdf_steps"][0]
+    assert first["reuse_distance_steps"] == 0
+    assert f"Within the same step, left of the axis: {first['cdf']:.1%}." in _Page(html.render(made)).text
+
+
 def test_null_hit_rates_are_dashes(tmp_path: Path) -> None:
     made = document(tmp_path, policies=("all",))
     (result,) = made["results"]
