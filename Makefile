@@ -13,7 +13,7 @@ help:  ## Show this list
 
 demo: $(READY)  ## Trace RULER on the embedded model, analyze the trace, print the tables
 	$(RUN) dsakv trace ruler --limit 4 --context-length 4096 --max-new-tokens 32 --batch-size 4 --trace-out $(DEMO)
-	$(RUN) dsakv analyze --input $(DEMO) --lru-caps 8,16,32,64 --ws-windows 1,4,10,16 --report $(DEMO)/report.html
+	$(RUN) dsakv analyze --input $(DEMO) --lru-caps 8,16,32,64 --policies all --ws-windows 1,4,10,16 --report $(DEMO)/report.html
 
 test: $(READY)  ## Run all tests
 	$(RUN) pytest

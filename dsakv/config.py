@@ -217,7 +217,10 @@ class AnalyzeConfig(Section, frozen=True):
     ] = "step"
     policies: Annotated[
         tuple[Text, ...],
-        key("Eviction policies to compare at these capacities, and the bound opt; all takes every one, none none."),
+        key(
+            "Eviction policies to compare at these capacities: lru, fifo, lfu, clock, sieve, s3fifo, sink_recent; opt "
+            "knows the future and bounds them; all or none."
+        ),
     ] = ("lru", "opt")
     cache_scope: Annotated[
         Literal["stream", "layer", "request", "run"],

@@ -38,27 +38,31 @@ def prefix_key(ids: Sequence[int], n: int) -> str:
 
 
 class PrefixIndex:
-    """The blocks of all requests so far."""
+    """The blocks of all requests so far, and which request had each first."""
 
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
-        self._seen: set[bytes] = set()
+        self._first: dict[bytes, int] = {}
 
-    def lookup(self, ids: Sequence[int]) -> int:
-        """Leading full blocks of this prompt seen in an earlier request.
+    def lookup(self, ids: Sequence[int]) -> tuple[tuple[int, int], ...]:
+        """Leading full blocks of this prompt seen in an earlier request: (request, tokens) pairs, both ascending.
 
-        At most ``(n - 1) // block_size`` of n tokens: the last token is always computed, as its logits are needed.
+        Up to so many tokens the prompt is that of this request, which was the first to have the last of these blocks.
+        At most ``(n - 1) // block_size`` blocks of n tokens: the last token is always computed, as its logits are
+        needed.
         """
-        blocks = 0
-        for block in block_hashes(ids[:-1], self.block_size):
-            if block not in self._seen:
+        owners: dict[int, int] = {}
+        for blocks, block in enumerate(block_hashes(ids[:-1], self.block_size), 1):
+            first = self._first.get(block)
+            if first is None:
                 break
-            blocks += 1
-        return blocks
+            owners[first] = blocks * self.block_size
+        return tuple(owners.items())
 
-    def add(self, ids: Sequence[int]) -> None:
-        """Take all full blocks of this prompt into the index."""
-        self._seen.update(block_hashes(ids, self.block_size))
+    def add(self, ids: Sequence[int], request_id: int) -> None:
+        """Take all full blocks of a request's prompt into the index. Ids of requests ascend."""
+        for block in block_hashes(ids, self.block_size):
+            self._first.setdefault(block, request_id)
 
 
 def _token_bytes(ids: Sequence[int]) -> bytes:

@@ -28,8 +28,16 @@ def test_lookup_is_the_longest_shared_run_of_full_blocks(requests: list[list[int
             n = blocks * block_size
             if any(len(earlier) >= n and earlier[:n] == ids[:n] for earlier in [[], *requests[:i]]):
                 expected = blocks
-        assert index.lookup(ids) == expected
-        index.add(ids)
+        owners = index.lookup(ids)
+        assert (owners[-1][1] // block_size if owners else 0) == expected
+        before = 0
+        for owner, tokens in owners:  # each is the first to have had these tokens, and no earlier one had more of them
+            assert tokens > before
+            assert requests[owner][:tokens] == ids[:tokens]
+            assert all(earlier[:tokens] != ids[:tokens] for earlier in requests[:owner])
+            assert owner == min(r for r in range(i) if requests[r][: before + block_size] == ids[: before + block_size])
+            before = tokens
+        index.add(ids, i)
 
 
 @given(prompts, st.integers(1, 5))

@@ -18,7 +18,7 @@ from dsakv.trace.intake import ReadCounts
 from dsakv.trace.open import TraceDir, has_random_weights
 
 # They say how and where to, not what: results must be the same without them.
-_NOT_FIGURES = ("workers", "scheduler", "out", "report", "json")
+_NOT_FIGURES = ("workers", "scheduler", "out", "report", "json", "to_parquet")
 
 
 def to_result(

@@ -24,7 +24,7 @@ class Rows:
     """
 
     PATIENCE = 4096
-    ROUNDS = 32
+    ROUNDS = 16
     """Records, and records for each live key, of silence before a key is taken for finished."""
 
     def __init__(self, *, release: bool = True) -> None:

@@ -16,6 +16,7 @@ from dsakv.analysis.part import PartFigures, Task, analyze_part
 from dsakv.errors import DsakvError
 from dsakv.trace.units import Unit
 
+_ANSWER_SECONDS = 10
 _ATTEMPTS = 3
 """Times that workers may die before a part is given up."""
 
@@ -77,7 +78,7 @@ def _on_cluster(
     from distributed.scheduler import KilledWorker
 
     try:
-        client = Client(scheduler, timeout="10s", set_as_default=False)
+        client = Client(scheduler, timeout=_ANSWER_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
         raise DsakvError(
             f"no Dask scheduler answers at {scheduler}: {' '.join(str(error).split())}",

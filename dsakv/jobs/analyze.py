@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import orjson
 
 from dsakv.analysis.run import analyze_trace
@@ -48,7 +47,6 @@ def analyze(config: AnalyzeConfig, console: Console) -> AnalysisOutcome:
     if config.to_parquet is not None:
         _check_targets([Path(path) for path in (config.out, config.report) if path is not None], traces)
         root, traces = _to_parquet(root, traces, config, console)
-        config = msgspec.structs.replace(config, to_parquet=None)  # the results are those of the copy
     out = Path(config.out) if config.out is not None else traces[0].path / "analysis.json"
     report = Path(config.report) if config.report is not None else None
     _check_targets([out] if report is None else [out, report], traces)

@@ -60,8 +60,8 @@ class PrefixLog:
     def facts(self, request: Request) -> PrefixFacts:
         """What earlier requests already held of this prompt; the prompt counts for those that follow."""
         ids = request.prompt_token_ids
-        facts = PrefixFacts(prefix_key(ids, self._key_tokens), self._index.lookup(ids))
-        self._index.add(ids)
+        facts = PrefixFacts.of(prefix_key(ids, self._key_tokens), self._index.lookup(ids), self._index.block_size)
+        self._index.add(ids, request.request_id)
         return facts
 
 

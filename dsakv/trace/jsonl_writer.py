@@ -163,6 +163,7 @@ def request_line(
         "prefix_cache_hit": facts.prefix_cached_blocks > 0,
         "prefix_cached_blocks": facts.prefix_cached_blocks,
         "prefix_key": facts.prefix_key,
+        "prefix_owners": facts.prefix_owners,
     }
     if score is not None:
         line["score"] = score

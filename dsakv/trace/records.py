@@ -31,6 +31,13 @@ class PrefixFacts:
     """Hash of the first tokens."""
     prefix_cached_blocks: int
     """Leading full blocks that an earlier request has had, at most ``(n - 1) // block_size`` of n prompt tokens."""
+    prefix_owners: tuple[tuple[int, int], ...] = ()
+    """Which request had them first: see :meth:`~dsakv.prefix.PrefixIndex.lookup`."""
+
+    @classmethod
+    def of(cls, prefix_key: str, owners: tuple[tuple[int, int], ...], block_size: int) -> PrefixFacts:
+        """Facts of a prompt that shares its prefix with ``owners``."""
+        return cls(prefix_key, owners[-1][1] // block_size if owners else 0, owners)
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,6 +89,7 @@ REQUEST: Fields = {
     "metadata": (dict,),
 }
 REQUEST_OPTIONAL: Fields = {
+    "prefix_owners": (list,),
     "score": NUMBER,
     "prompt": (str, type(None)),
     "completion": (str, type(None)),

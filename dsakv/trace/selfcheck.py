@@ -101,8 +101,8 @@ def sample_prefix(requests: Sequence[Request]) -> dict[int, PrefixFacts]:
     facts = {}
     for request in requests:
         ids = request.prompt_token_ids
-        facts[request.request_id] = PrefixFacts(prefix_key(ids, 32), index.lookup(ids))
-        index.add(ids)
+        facts[request.request_id] = PrefixFacts.of(prefix_key(ids, 32), index.lookup(ids), BLOCK_SIZE)
+        index.add(ids, request.request_id)
     return facts
 
 

@@ -71,6 +71,7 @@ class _Validator:
             self._check("requests", entry["request_id"] not in self.requests, place, "the request is listed twice")
             hit = entry["prefix_cached_blocks"] > 0
             self._check("requests", entry["prefix_cache_hit"] is hit, place, "prefix_cache_hit")
+            self._owners(place, entry)
             self.requests[entry["request_id"]] = entry
         for shard in shard_paths(trace_dir):
             self._shard(shard)
@@ -83,6 +84,18 @@ class _Validator:
         if summary.exists() and not self.report.without_positions:
             self._summary(str(summary), schema.parse(str(summary), summary.read_bytes(), schema.SUMMARY))
         return self.report
+
+    def _owners(self, place: str, entry: dict[str, Any]) -> None:
+        """Earlier requests and tokens ascend up to the cached blocks; traces of older versions do not name them."""
+        owners = entry.get("prefix_owners")
+        if owners is None:
+            return
+        right = all(type(pair) is list and len(pair) == 2 and _integers(pair) for pair in owners)
+        self._check("requests", right, place, "prefix_owners does not hold pairs of integers")
+        tokens = entry["prefix_cached_blocks"] * self.block_size
+        around = [[-1, 0], *owners, [entry["request_id"], tokens + 1]]
+        right = all(a[0] < b[0] and a[1] < b[1] for a, b in pairwise(around)) and around[-2][1] == tokens
+        self._check("requests", right, place, "prefix_owners")
 
     def _shard(self, shard: Path) -> None:
         start, stop = map(int, shard.stem.split("_")[2:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping
 from itertools import groupby
@@ -17,6 +18,7 @@ from dsakv.analysis.simulation import NAMES
 from dsakv.config import AnalyzeConfig
 from dsakv.errors import InputError
 from dsakv.policies import POLICIES
+from dsakv.settings import keys
 from tests.analysis.oracle import caches
 from tests.analysis.traces import Record, assert_close, record, run, write_shard
 
@@ -165,3 +167,8 @@ def test_no_policy_beats_opt_and_more_memory_never_hurts_lru(
     for mode in ("step", "sequential"):
         assert curve[mode]["hits"] == sorted(set(curve[mode]["hits"]))
     assert len(POLICIES) + 1 == len(NAMES)
+
+
+def test_help_names_every_policy() -> None:
+    (key,) = [key for key in keys("analyze") if key.name == "policies"]
+    assert set(re.findall(r"[a-z0-9_]+", key.help)) >= {*NAMES, "all", "none"}

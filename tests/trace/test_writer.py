@@ -144,6 +144,7 @@ def test_requests_jsonl(tmp_path: Path) -> None:
             "prefix_cache_hit": False,
             "prefix_cached_blocks": 0,
             "prefix_key": PREFIX[0].prefix_key,
+            "prefix_owners": [],
             "score": 0.5,
             "needle_spans": [[0, 2]],
             "metadata": {"task": "niah"},
