@@ -40,8 +40,6 @@ figcaption { font-size: .9rem; color: var(--dim); } figcaption b { color: var(--
 .scripted .charts { display: grid; } .scripted .unscripted { display: none; }
 .charts .full { grid-column: 1 / -1; } .plot { width: 100%; }
 details { margin: .8rem 0; } .basis details { margin: 0; } summary { cursor: pointer; color: var(--mark); }
-pre { background: var(--soft); padding: .8rem; overflow-x: auto; font-size: 12.5px; white-space: pre-wrap;
-  overflow-wrap: anywhere; }
 @media print { :root { --ink: #000; --dim: #444; --line: #ccc; --paper: #fff; --soft: #f4f6f8; --card: #fff;
   --mark: #0b6bcb; --alarm: #b45309; --loud: #b91c1c; color-scheme: light; }
   html, body { font-size: 11px; } body { max-width: none; margin: 0; } nav { display: none; }
@@ -70,7 +68,8 @@ SCRIPT = """
     Plotly.newPlot(box, chart.data, {...chart.layout, height: chart.layout.height + stacked, template: theme(night)},
       {responsive: true, displayModeBar: false});
   };
-  const paint = night => drawn.forEach(box => Plotly.relayout(box, {template: theme(night)}));
+  const paint = (night, width) => drawn.forEach(box =>
+    Plotly.relayout(box, {template: theme(night), width: width, autosize: width === null}));
   document.documentElement.classList.add("scripted");
   const boxes = [...document.querySelectorAll(".plot")];
   for (const box of boxes) box.style.minHeight = charts[Number(box.dataset.chart)].layout.height + "px";
@@ -81,12 +80,12 @@ SCRIPT = """
     }
   }, {rootMargin: "800px"});
   boxes.forEach(box => watch.observe(box));
-  dark.addEventListener("change", () => paint(dark.matches));
+  dark.addEventListener("change", () => paint(dark.matches, null));
   addEventListener("beforeprint", () => {
     document.querySelectorAll("details").forEach(part => { part.open = true; });
-    paint(false);
     boxes.forEach(box => draw(box, false));
+    paint(false, 700);  // a page of paper, in CSS pixels
   });
-  addEventListener("afterprint", () => paint(dark.matches));
+  addEventListener("afterprint", () => paint(dark.matches, null));
 })();
 """

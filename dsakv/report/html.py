@@ -138,7 +138,7 @@ def _contents(compared: Sequence[Run]) -> str:
     links += [("runs", "Runs side by side")] if len(compared) > 1 else []
     links += [(f"run{i}", run.label if len(compared) > 1 else "Figures") for i, run in enumerate(compared)]
     links.append(("definitions", "Definitions"))
-    noscript = '<p class="note unscripted">Charts need JavaScript; every figure is in a table too.</p>'
+    noscript = '<p class="note unscripted">Charts need JavaScript; the figures are in tables too.</p>'
     return "<nav>" + "".join(f'<a href="#{to}">{escape(name)}</a>' for to, name in links) + f"</nav>{noscript}"
 
 
@@ -202,14 +202,17 @@ def _fold(name: str, content: str) -> str:
 
 
 def _provenance(run: Run) -> str:
+    """Where the figures come from, a line for each entry, values as JSON."""
     result = run.lead
     parts = (("run_meta.json", result["run_meta"]), ("configuration", result["config"]), ("input", result["input"]))
-    shown = "".join(f"<h3>{escape(name)}</h3><pre>{escape(printable_json(value))}</pre>" for name, value in parts)
-    return _fold(f"Provenance (dsakv {result['dsakv_version']})", shown)
-
-
-def printable_json(value: Any) -> str:
-    return orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
+    shown = []
+    for name, values in parts:
+        rows = "".join(
+            f"<dt>{escape(printable(key))}</dt><dd>{escape(printable(orjson.dumps(value).decode()))}</dd>"
+            for key, value in (values or {"": "there is none"}).items()
+        )
+        shown.append(f'<h3>{escape(name)}</h3><dl class="facts">{rows}</dl>')
+    return _fold(f"Provenance (dsakv {result['dsakv_version']})", "".join(shown))
 
 
 def _definitions(compared: Sequence[Run]) -> str:
