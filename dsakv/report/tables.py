@@ -1,47 +1,30 @@
-"""A result as tables of text: what the terminal and the HTML report both show."""
+"""What terminal and HTML report say in rows: cells are plain text that may come from the trace."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dsakv.trace.open import has_random_weights
+from dsakv.report.compare import Result, Run, bytes_of, cache_scope, capacities, curve
+from dsakv.report.measures import (
+    AMPLIFICATION,
+    BLOCKS,
+    CHANCE,
+    JACCARD,
+    NEED_90,
+    PER_BLOCK,
+    run_measures,
+)
+from dsakv.report.text import TableData, figure, percent, plural, printable, short, size
 
+BELOW = "!"
+"""Marks a capacity that cannot hold what a step reads."""
 _SPREAD = ("mean", "std", "min", "max")
 
 
-@dataclass(frozen=True, slots=True)
-class TableData:
-    """A titled table; every cell is plain text that may come from the trace and is still to be escaped."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-    note: str = ""
-
-
-def figure(value: float | None) -> str:
-    """A number for people: whole ones in full, others with three decimals, one from 100 on."""
-    if value is None:
-        return "-"
-    if float(value).is_integer():
-        return f"{int(value):,}"
-    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3f}"
-
-
-def plural(count: int, noun: str) -> str:
-    """``1 file``, ``2 files``."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def printable(text: object) -> str:
-    """``text`` without characters that would steer a terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
-
-
-def header(result: dict[str, Any]) -> list[tuple[str, str]]:
+def facts(result: Result) -> list[tuple[str, str]]:
     """What was analyzed, and how, as pairs of a name and a fact."""
     given, meta = result["input"], result["run_meta"] or {}
     left_out = [f"{entry['count']:,} bad ({reason})" for reason, entry in given["rejected"].items()]
@@ -50,126 +33,181 @@ def header(result: dict[str, Any]) -> list[tuple[str, str]]:
         for count, what in (
             (given["records_without_positions"], "without positions"),
             (given["prefill_tail_records_left_out"], "of the prefill's tail"),
+            (given["dense_records_left_out"], "that select every token"),
             (len(given["unfinished_last_lines"]), "cut off"),
         )
         if count
     ]
-    facts = [
+    dense = given["dense_records"] - given["dense_records_left_out"]
+    pairs = [
         ("trace", result["trace_dir"]),
         ("records", f"{given['records']:,} in {plural(given['files'], 'file')}, {given['bytes'] / 1e6:,.1f} MB"),
         ("left out", ", ".join(left_out)),
+        ("dense", f"{dense:,} records select every token of their sequence" if dense else ""),
         ("dataset", meta.get("dataset", "")),
         ("model", _model(meta.get("model"))),
-        ("block size", f"{result['block_size_tokens']} tokens"),
         ("stream", _stream(result)),
+        ("one cache for", cache_scope(result)),
     ]
-    return [(name, printable(fact)) for name, fact in facts if fact]
+    return [(name, printable(fact)) for name, fact in pairs if fact]
 
 
-def tables(result: dict[str, Any]) -> list[TableData]:
-    """The figures of one result."""
-    return [_locality(result), _reuse(result), _working_set(result), _cache(result), _recommendations(result)]
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A question with its answer, the rule that gave it, and the figures it rests on."""
+
+    question: str
+    answer: str
+    """Its first sentence says it, the others explain."""
+    because: str
+    rule: str
+    measured: str
+
+
+def decisions(result: Result) -> list[Decision]:
+    """The decision in plain words; none where a trace gives no ground for any."""
+    made = []
+    for entry in result.get("decision", []):
+        measured = ", ".join(
+            f"{name.replace('_', ' ')} {value if isinstance(value, str) else figure(value)}"
+            for name, value in entry["measured"].items()
+        )
+        answer, *because = re.split(r"(?<=[.])\s+(?=[A-Z])", entry["answer"], maxsplit=1)
+        parts = (entry["question"], answer, "".join(because), entry["rule"], measured)
+        made.append(Decision(*map(printable, parts)))
+    return made
+
+
+def comparison(runs: Sequence[Run]) -> TableData:
+    """A row for each run, at the block size that is shown first."""
+    chosen = run_measures([run.lead for run in runs])
+    rows = [
+        (
+            run.label + (" (random weights)" if run.random_weights else ""),
+            figure(run.lead["records"]),
+            figure(run.lead["block_size_tokens"]),
+            *(measure.show(measure.value(run.lead)) for measure in chosen),
+        )
+        for run in runs
+    ]
+    return TableData("Runs side by side", ("run", "records", "block", *(m.name for m in chosen)), rows)
+
+
+def targets(result: Result) -> TableData:
+    """The capacity for each hit rate: of all caches of one size, and what single caches would need."""
+    seen, rows = result["lru_curve"]["blocks_per_cache"], []
+    needed = result["step_set_blocks"]["p95"]
+    for target, capacity in result["capacity_for_hit_rate"].items():
+        alone = result["capacity_per_cache"][target]
+        below = capacity is not None and needed is not None and capacity < needed
+        rows.append(
+            (
+                f"{float(target):.0%}",
+                "not reached" if capacity is None else figure(capacity) + (BELOW if below else ""),
+                "-" if capacity is None or not seen else f"{capacity / seen:.0%}",
+                "-" if capacity is None else size(bytes_of(result, capacity)),
+                figure(alone["p50"]),
+                figure(alone["p95"]),
+                figure(alone["max"]),
+                f"{alone['caches']:,} of {result['lru_curve']['caches']:,}",
+            )
+        )
+    columns = ("hit rate", "blocks", "share", "memory", "own p50", "own p95", "own max", "caches that reach it")
+    note = "own: what a cache needs for the hit rate by itself, over the caches that reach it."
+    return TableData("LRU capacity for a hit rate", columns, rows, note, frozenset())
+
+
+def caches(result: Result) -> TableData:
+    """Hit rates of the simulated capacities, LRU and every policy."""
+    found = capacities(result)
+    names = list(dict.fromkeys(name for entry in found for name in entry.policies))
+    names.sort(key=lambda name: name != "opt")
+    rows = [
+        (
+            figure(entry.blocks) + ("" if entry.fits_a_step else BELOW),
+            "-" if entry.share is None else f"{entry.share:.0%}",
+            size(entry.bytes),
+            percent(entry.hit_rate),
+            *(percent(entry.policies[name]) for name in names),
+        )
+        for entry in found
+    ]
+    columns = (
+        "blocks",
+        "share",
+        "memory",
+        f"LRU {result['lru_mode']}",
+        *("OPT" if name == "opt" else name for name in names),
+    )
+    return TableData("Hit rate by capacity", columns, rows, below_note(result), frozenset())
+
+
+def below_note(result: Result) -> str:
+    """What the mark means, where a capacity has it."""
+    if all(entry.fits_a_step for entry in capacities(result)):
+        return ""
+    return (
+        f"{BELOW} below the p95 of a step's set ({figure(result['step_set_blocks']['p95'])} blocks): "
+        "such a cache cannot hold what attention reads at once."
+    )
+
+
+def block_sizes(run: Run) -> TableData:
+    """One row a block size; hit rates at the memory that the size shown first needs for 90%, or for its knee."""
+    tokens, lead = equal_memory(run), run.lead["block_size_tokens"]
+    rows = []
+    for result in run.results:
+        block, needed = result["block_size_tokens"], NEED_90.value(result)
+        rows.append(
+            (
+                figure(block),
+                *(measure.show(measure.value(result)) for measure in (BLOCKS, PER_BLOCK, AMPLIFICATION, CHANCE)),
+                NEED_90.show(needed),
+                "-" if needed is None else f"{needed * block:,.0f}",
+                "-" if tokens is None else percent(curve(result).rate(tokens // block)),
+                JACCARD.show(JACCARD.value(result)),
+            )
+        )
+    columns = (
+        "block size",
+        *(measure.name for measure in (BLOCKS, PER_BLOCK, AMPLIFICATION, CHANCE, NEED_90)),
+        "tokens for 90% hits",
+        "hit rate at equal memory",
+        JACCARD.name,
+    )
+    note = "" if tokens is None else f"Equal memory: {tokens:,} tokens in a cache, what blocks of {lead} need for "
+    note += "" if tokens is None else ("90% hits." if NEED_90.value(run.lead) is not None else "the knee.")
+    return TableData("Block sizes compared", columns, rows, note, frozenset())
+
+
+def equal_memory(run: Run) -> int | None:
+    """Tokens to compare block sizes at: what the size shown first needs for 90% of hits, else its knee."""
+    needed, knee = NEED_90.value(run.lead), curve(run.lead).knee
+    capacity = needed if needed is not None else None if knee is None else knee["capacity_blocks"]
+    return None if capacity is None else int(capacity * run.lead["block_size_tokens"])
+
+
+def advice(result: Result) -> TableData:
+    """Rules of the decision table that apply."""
+    rows = [
+        (
+            entry["rule"].replace("_", " "),
+            f"{short(entry['value'])} ({'>' if entry['comparison'] == 'above' else '<'} {short(entry['threshold'])})",
+            entry["advice"],
+            entry["metric"],
+        )
+        for entry in result["recommendations"]
+    ]
+    note = "" if rows else "No rule of the decision table applies."
+    return TableData("Advice of the decision table", ("rule", "measured", "advice", "figure"), rows, note,
+                     frozenset({0, 2, 3}))  # fmt: skip
 
 
 def _model(model: Any) -> Any:
     return model.get("name", "") if isinstance(model, dict) else model or ""
 
 
-def _stream(result: dict[str, Any]) -> str:
+def _stream(result: Result) -> str:
     if result["step_union"]:
         return "a request, its layers merged step by step"
     return "a request" if result["key_mode"] == "request" else "a layer of a request"
-
-
-def _spread(name: str, distribution: dict[str, Any]) -> tuple[str, ...]:
-    return (name, *(figure(distribution[key]) for key in _SPREAD))
-
-
-def _locality(result: dict[str, Any]) -> TableData:
-    stats = result["record_stats"]
-    recent, spread_over = stats["recent_locality"], stats["block_concentration"]
-    rows = [
-        _spread("unique blocks", stats["unique_blocks"]),
-        _spread("block span", stats["block_span"]),
-        _spread("block density", stats["block_density"]),
-        _spread("tokens per block", stats["tokens_per_block_mean"]),
-        _spread("normalized entropy", spread_over["normalized_entropy"]),
-        _spread("gini", spread_over["gini"]),
-        _spread("mean block distance", recent["mean_block_distance"]),
-    ]
-    rows += [_spread(f"share of tokens at most {w} back", d) for w, d in recent["recent_token_ratio"].items()]
-    rows += [_spread(f"share of blocks at most {w} back", d) for w, d in recent["recent_block_ratio"].items()]
-    return TableData("Locality of a record", ("figure", *_SPREAD), rows)
-
-
-def _reuse(result: dict[str, Any]) -> TableData:
-    temporal = result["temporal_locality"]
-    jaccard = temporal["step_jaccard"]
-    rows = [
-        ("Jaccard of consecutive records, mean", figure(jaccard["mean"])),
-        ("Jaccard of consecutive records, std", figure(jaccard["std"])),
-        ("blocks touched for the first time", figure(temporal["first_touch_blocks"])),
-        ("blocks touched only once", figure(temporal["single_touch_blocks"])),
-        ("reuses", figure(temporal["reuse_samples"])),
-    ]
-    points = temporal["reuse_distance_cdf_steps"]
-    if points:
-        distances = [point["reuse_distance_steps"] for point in points]
-        cap, last = temporal["reuse_cap_steps"], distances[-1]
-        marks = [2**i for i in range(last.bit_length()) if 2**i < last]
-        if last < cap:
-            marks.append(last)
-        for mark in marks:
-            at = bisect_right(distances, mark)
-            share = points[at - 1]["cdf"] if at else 0.0
-            rows.append((f"share of reuses after at most {mark} {'step' if mark == 1 else 'steps'}", figure(share)))
-        if last == cap:
-            before = points[-2]["cdf"] if len(points) > 1 else 0.0
-            rows.append((f"share of reuses after {cap} steps or more", figure(1 - before)))
-    return TableData("Reuse", ("figure", "value"), rows)
-
-
-def _working_set(result: dict[str, Any]) -> TableData:
-    rows = [_spread(window, d) for window, d in result["working_set"].items()]
-    return TableData("Working set in distinct blocks", ("last records", *_SPREAD), rows)
-
-
-def _cache(result: dict[str, Any]) -> TableData:
-    needed = result["record_stats"]["unique_blocks"]["mean"]
-    rows, small = [], False
-    for entry in result["cache_sim"].values():
-        below = result["lru_mode"] == "sequential" and needed is not None and entry["capacity_blocks"] < needed
-        small |= below
-        rows.append(
-            (
-                figure(entry["capacity_blocks"]) + ("*" if below else ""),
-                figure(entry["hits"]),
-                figure(entry["misses"]),
-                figure(entry["hit_rate"]),
-            )
-        )
-    notes = []
-    if small:
-        notes.append("* below the blocks of one record, where access by access LRU thrashes: see --lru-mode step")
-    first, reused = (result["temporal_locality"][key] for key in ("first_touch_blocks", "reuse_samples"))
-    if reused:
-        notes.append(
-            f"A block's first touch always misses: no capacity hits more than {reused / (first + reused):.3f}."
-        )
-    title = "LRU cache of each stream, " + ("step by step" if result["lru_mode"] == "step" else "access by access")
-    return TableData(title, ("blocks", "hits", "misses", "hit rate"), rows, "\n".join(notes))
-
-
-def _recommendations(result: dict[str, Any]) -> TableData:
-    rows = [
-        (
-            entry["rule"].replace("_", " "),
-            f"{figure(entry['value'])} ({'>' if entry['comparison'] == 'above' else '<'} {figure(entry['threshold'])})",
-            entry["advice"],
-        )
-        for entry in result["recommendations"]
-    ]
-    note = "" if rows else "no rule applies"
-    if rows and has_random_weights(result["run_meta"]):
-        note = "The weights are random: do not act on this advice."
-    return TableData("Recommendations", ("rule", "measured", "advice"), rows, note)
