@@ -79,7 +79,7 @@ def test_help_shows_every_flag_whole_and_its_default(
         ("generate --dtype fp32", "--dtype must be one of auto, float32, bfloat16", "float32"),
         ("generate --resume", "--resume", ""),
         ("analyze --preset none.toml", "cannot read preset none.toml", "--preset"),
-        ("analyze --lru-caps 128,", "--lru-caps must be a list of integers >= 1", "128,256,512,1024"),
+        ("analyze --lru-caps 128,", "--lru-caps must be a list of numbers > 0", "128,256,512,1024"),
     ],
 )
 def test_usage_errors(arguments: str, message: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
