@@ -238,6 +238,11 @@ class AnalyzeConfig(Section, frozen=True):
     on_error: Annotated[Literal["strict", "skip"], key("Stop at a bad record, or skip and count it.")] = "strict"
     json: Annotated[bool, key("Print the results as one JSON document.")] = False
 
+    @property
+    def by_layer(self) -> bool:
+        """Whether a stream is one layer of a request."""
+        return self.key_mode == "request_layer" and not self.step_union
+
 
 class Config(Section, frozen=True):
     """The whole experiment."""

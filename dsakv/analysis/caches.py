@@ -32,7 +32,7 @@ class CacheSteps:
     """[R] the layer that the cache serves; ``NO_LAYER`` where it serves several."""
     offsets: NDArray[np.int64]  # [R + 1]
     ids: NDArray[np.int32]
-    """[T] blocks as the cache numbers them; unique within a step, in the order in which they are read."""
+    """[T] blocks as the cache numbers them, ascending and unique within a step."""
     width: int
     """Above every id."""
     ended: Sequence[int]

@@ -90,7 +90,7 @@ class CacheFigures:
         *,
         curves: bool = True,
     ) -> None:
-        self._layered = config.key_mode == "request_layer" and not config.step_union
+        self._layered = config.by_layer
         self._shared = None if config.cache_scope == "stream" else SharedSteps(config.cache_scope, owners)
         self._curves = curves
         self.lru = LruCurves(config.lru_mode)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import msgspec
-
 from dsakv.analysis.blocks import touched_blocks
 from dsakv.analysis.figures import CacheFigures, LocalityFigures
 from dsakv.analysis.needles import Spans, needle_recall
@@ -123,7 +121,7 @@ def _analyze(units: Sequence[Unit], task: Task, tell: Callable[[PartFigures], No
         request_order=config.step_union or config.key_mode == "request" or config.cache_scope == "request",
         block_sizes=task.check_block_size,
     )
-    splitter = _splitter(config, release=release)
+    splitter = StreamSplitter(config, release=release)
     part = PartFigures.none(task)
     part.counts, part.left_out = intake.counts, splitter.left_out
     batches = (batch for unit in units for batch in read_unit(unit, intake))
@@ -150,31 +148,20 @@ def run_wide_caches(units: Sequence[Unit], task: Task, records: int) -> dict[int
     """
     config = task.config
     intake = Intake(config.on_error, engine_steps=True)
-    apart = msgspec.structs.replace(config, key_mode="request_layer")  # layers come together in the cache alone
-    splitter = _splitter(apart, release=False)
+    splitter = StreamSplitter(config, release=False)
     caches = task.caches()
     for selected in _split(splitter, in_engine_order(units, intake)):
         for batch in touched_blocks(selected, task.block_sizes):
             caches[batch.block_size].add(batch)
     if intake.counts.accepted != records:
         raise InputError(
-            f"{records - intake.counts.accepted} records have no engine_step, which a cache that requests share needs",
+            f"{records - intake.counts.accepted} of {records} records cannot be put in the order of the engine's "
+            "steps, which a cache that requests share needs: engine_step is missing, or at odds with step_idx",
             "use --cache-scope request or stream",
         )
     for figures in caches.values():
         figures.end()
     return caches
-
-
-def _splitter(config: AnalyzeConfig, *, release: bool) -> StreamSplitter:
-    return StreamSplitter(
-        config.key_mode,
-        step_union=config.step_union,
-        max_steps=config.max_steps_per_stream,
-        prefill_tail=config.prefill_tail,
-        skip_dense=config.skip_dense,
-        release=release,
-    )
 
 
 def _split(splitter: StreamSplitter, batches: Iterable[TraceBatch]) -> Iterator[StreamRecords]:

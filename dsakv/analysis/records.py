@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dsakv.analysis.rows import Rows
+from dsakv.analysis.rows import IdleClock, Rows
+from dsakv.config import AnalyzeConfig
 from dsakv.trace.batch import TraceBatch
 
 _FLUSH_RECORDS = 256
@@ -65,7 +67,6 @@ class LeftOut:
         self.dense += later.dense
 
 
-@dataclass(slots=True)
 class StreamSplitter:
     """Sorts records into streams, in the order in which a stream has them.
 
@@ -73,69 +74,73 @@ class StreamSplitter:
     ``step_union`` the records of one (request, step) become one whose tokens are theirs one after the other. Requests
     may interleave, layers of a step may come in any order; steps of a request must not go backwards. So wherever
     layers come together, a request's step is held back until its next one begins, the request ends or the trace does.
+
+    Args:
+        config: what makes a stream, and what is left out.
+        release: give the rows of idle streams to others; False keeps every row to the end.
     """
 
-    key_mode: Literal["request_layer", "request"]
-    step_union: bool = False
-    max_steps: int = 0
-    """Records of each stream to use; 0 takes all."""
-    prefill_tail: bool = False
-    """Keep negative steps."""
-    skip_dense: bool = False
-    release: bool = True
-    """See :class:`Rows`."""
-    left_out: LeftOut = field(default_factory=LeftOut)
-    streams: Rows = field(init=False)
-    requests: Rows = field(init=False)
-    _lengths: list[int] = field(default_factory=list)  # records so far, by stream row
-    _open: dict[int, list[_Record]] = field(default_factory=dict)  # by request: its current step
-    _seen: int = 0
-    _ended: list[int] = field(default_factory=list)
-    _ended_requests: list[int] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.streams, self.requests = Rows(release=self.release), Rows(release=self.release)
-
-    @property
-    def _by_layer(self) -> bool:
-        return self.key_mode == "request_layer" and not self.step_union
+    def __init__(self, config: AnalyzeConfig, *, release: bool) -> None:
+        self.left_out = LeftOut()
+        self._config = config
+        self._clock = IdleClock() if release else None
+        self._streams, self._requests = Rows(), Rows()
+        self._layers: Counter[int] = Counter()  # live streams of each request
+        self._lengths: list[int] = []  # records so far, by stream row
+        self._open: dict[int, list[_Record]] = {}  # by request: its current step
+        self._seen = 0
+        self._ended: list[int] = []
+        self._ended_requests: list[int] = []
 
     def split(self, batch: TraceBatch) -> Iterator[StreamRecords]:
         """The records of ``batch`` that are in place now; never an empty batch.
 
         Raises:
-            ReappearedError: a stream goes on that was taken for finished.
+            ReappearedError: a stream goes on that was taken for ended.
         """
         kept = self._filtered(batch)
         self._seen += len(batch)
-        if kept is not None and self._by_layer:
-            rows = [self.streams.row(key) for key in zip(kept.request_id.tolist(), kept.layer_id.tolist(), strict=True)]
-            yield from self._numbered(kept, rows)
-        elif kept is not None:
-            yield from self._ordered(kept)
-        yield from self._end_silent(kept)
+        if kept is not None:
+            rows = self._rows(kept)
+            if self._clock is not None:
+                self._clock.seen(np.array(rows, dtype=np.int64), self._seen)
+            yield from self._numbered(kept, rows) if self._config.by_layer else self._ordered(kept)
+        if self._clock is not None:
+            yield from self._end(self._clock.ended(self._streams.live, self._seen))
 
     def flush(self) -> Iterator[StreamRecords]:
         """The steps held back, at the end of the trace."""
         yield from self._close(list(self._open))
 
+    def _rows(self, batch: TraceBatch) -> list[int]:
+        """The row of each record's stream."""
+        if not self._config.by_layer:
+            return [self._streams.row(request) for request in batch.request_id.tolist()]
+        rows = []
+        for request, layer in zip(batch.request_id.tolist(), batch.layer_id.tolist(), strict=True):
+            live = self._streams.live
+            rows.append(self._streams.row((request, layer)))
+            if self._streams.live > live:
+                self._layers[request] += 1
+        return rows
+
     def _filtered(self, batch: TraceBatch) -> TraceBatch | None:
+        config = self._config
         keep = np.ones(len(batch), dtype=bool)
-        if not self.prefill_tail:
+        if not config.prefill_tail:
             keep = batch.step_idx >= 0
             self.left_out.prefill_tail += int(np.count_nonzero(~keep))
         dense = (np.diff(batch.offsets) == batch.seq_len) & keep
         self.left_out.dense += int(np.count_nonzero(dense))
-        if self.skip_dense:
+        if config.skip_dense:
             keep &= ~dense
-        return _taken(batch, keep)
+        return batch.take(keep) if keep.any() else None
 
     def _ordered(self, batch: TraceBatch) -> Iterator[StreamRecords]:
         """Hold the steps of each request back until they are whole."""
         whole: list[tuple[int, list[_Record]]] = []
         columns = (batch.request_id, batch.layer_id, batch.step_idx, batch.seq_len, batch.offsets, batch.offsets[1:])
         for request, layer, step, seq_len, begin, end in zip(*(c.tolist() for c in columns), strict=False):
-            self.streams.row(request)
             held = self._open.setdefault(request, [])
             if held and held[0].step != step:
                 whole.append((request, held))
@@ -143,28 +148,23 @@ class StreamSplitter:
             held.append(_Record(layer, step, seq_len, batch.positions[begin:end].astype(np.int32)))
         yield from self._emitted(whole)
 
-    def _end_silent(self, batch: TraceBatch | None) -> Iterator[StreamRecords]:
-        """Release what has been silent for long."""
-        none = np.empty(0, dtype=np.int64)
-        requests = none if batch is None else batch.request_id
-        if self._by_layer:
-            layers = none if batch is None else batch.layer_id
-            keys: list[tuple[int, int]] = list(zip(requests.tolist(), layers.tolist(), strict=True))
-            spoke = np.array([self.streams.row(key) for key in keys], dtype=np.int64)
-        else:
-            spoke = np.array([self.streams.row(request) for request in requests.tolist()], dtype=np.int64)
-        ending = self.streams.silent(spoke, self._seen)
-        if not self._by_layer:
-            yield from self._close([self.streams.key(row) for row in ending])
-        for row in ending:
-            self.streams.release(row)
+    def _end(self, rows: list[int]) -> Iterator[StreamRecords]:
+        """Release the rows of streams that have ended, and those of their requests."""
+        keys = [self._streams.key(row) for row in rows]
+        if not self._config.by_layer:
+            yield from self._close(keys)
+        for row, key in zip(rows, keys, strict=True):
+            self._streams.release(row)
             self._ended.append(row)
             if row < len(self._lengths):
                 self._lengths[row] = 0
-        spoke = np.array([self.requests.row(request) for request in requests.tolist()], dtype=np.int64)
-        for row in self.requests.silent(spoke, self._seen):
-            self.requests.release(row)
-            self._ended_requests.append(row)
+            request = key[0] if self._config.by_layer else key
+            self._layers[request] -= 1
+            if self._layers[request] <= 0:
+                del self._layers[request]
+                gone = self._requests.row(request)
+                self._requests.release(gone)
+                self._ended_requests.append(gone)
 
     def _close(self, requests: list[int]) -> Iterator[StreamRecords]:
         for begin in range(0, len(requests), _FLUSH_RECORDS):
@@ -177,7 +177,7 @@ class StreamSplitter:
         records: list[_Record] = []
         for request, held in whole:
             ordered = sorted(held, key=lambda record: record.layer)
-            if self.step_union:
+            if self._config.step_union:
                 positions = np.sort(np.concatenate([record.positions for record in ordered]))
                 seq_len = max(record.seq_len for record in ordered)
                 ordered = [_Record(MERGED_LAYER, ordered[0].step, seq_len, positions)]
@@ -195,29 +195,28 @@ class StreamSplitter:
             offsets=offsets,
             positions=np.concatenate([record.positions for record in records]),
         )
-        yield from self._numbered(batch, [self.streams.row(request) for request in requests])
+        yield from self._numbered(batch, [self._streams.row(request) for request in requests])
 
     def _numbered(self, batch: TraceBatch, rows: list[int]) -> Iterator[StreamRecords]:
         lengths = self._lengths
-        lengths += [0] * (len(self.streams) - len(lengths))
+        lengths += [0] * (len(self._streams) - len(lengths))
         indices = []
         for row in rows:
             indices.append(lengths[row])
             lengths[row] += 1
         index, row_of = np.array(indices, dtype=np.int64), np.array(rows, dtype=np.int64)
-        if self.max_steps:
-            keep = index < self.max_steps
-            taken = _taken(batch, keep)
-            if taken is None:
+        if self._config.max_steps_per_stream:
+            keep = index < self._config.max_steps_per_stream
+            if not keep.any():
                 return
-            batch, index, row_of = taken, index[keep], row_of[keep]
+            batch, index, row_of = batch.take(keep), index[keep], row_of[keep]
         ended, self._ended = self._ended, []
         ended_requests, self._ended_requests = self._ended_requests, []
         yield StreamRecords(
             row=row_of,
             index=index,
             request=batch.request_id.astype(np.int64),
-            request_row=np.array([self.requests.row(r) for r in batch.request_id.tolist()], dtype=np.int64),
+            request_row=np.array([self._requests.row(r) for r in batch.request_id.tolist()], dtype=np.int64),
             layer=batch.layer_id.astype(np.int64),
             step=batch.step_idx.astype(np.int64),
             seq_len=batch.seq_len.astype(np.int64),
@@ -227,23 +226,3 @@ class StreamSplitter:
             ended=ended,
             ended_requests=ended_requests,
         )
-
-
-def _taken(batch: TraceBatch, keep: NDArray[np.bool_]) -> TraceBatch | None:
-    """The records of ``batch`` to ``keep`` [R]; None where there are none."""
-    if keep.all():
-        return batch
-    if not keep.any():
-        return None
-    counts = np.diff(batch.offsets)
-    offsets = np.zeros(int(np.count_nonzero(keep)) + 1, dtype=np.int64)
-    np.cumsum(counts[keep], out=offsets[1:])
-    return TraceBatch(
-        request_id=batch.request_id[keep],
-        layer_id=batch.layer_id[keep],
-        step_idx=batch.step_idx[keep],
-        seq_len=batch.seq_len[keep],
-        offsets=offsets,
-        positions=batch.positions[np.repeat(keep, counts)],
-        engine_step=None if batch.engine_step is None else batch.engine_step[keep],
-    )

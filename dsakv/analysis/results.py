@@ -32,7 +32,6 @@ def to_result(
     """What ``total`` says of one block size, with where it comes from; ``capacities`` are those asked for, resolved."""
     locality, caches, counts = total.locality[block_size], total.caches[block_size], total.counts
     figures = {**locality.result(), **_cache_figures(caches, config, capacities, policies)}
-    layered = config.key_mode == "request_layer" and not config.step_union
     options = msgspec.json.decode(msgspec.json.encode(config))
     return {
         "trace_dir": str(trace.path),
@@ -65,7 +64,7 @@ def to_result(
             str(layer): {**locality.result(layer), **_layer_caches(caches.lru, config, capacities, layer)}
             for layer in locality.layers
         }
-        if layered
+        if config.by_layer
         else {},
         "recommendations": recommend(figures, block_size),
         "config": {name: value for name, value in options.items() if name not in _NOT_FIGURES},

@@ -14,24 +14,11 @@ class ReappearedError(Exception):
 
 
 class Rows:
-    """Gives each key a row for as long as its records keep coming.
+    """Gives each key a row, and a row that is free to the next key."""
 
-    A key that has been silent for much longer than it takes all live ones to speak is taken for finished, and its
-    row for free. In a trace in the order of the engine's steps every live stream speaks once a step.
-
-    Args:
-        release: False keeps every row to the end.
-    """
-
-    PATIENCE = 4096
-    ROUNDS = 16
-    """Records, and records for each live key, of silence before a key is taken for finished."""
-
-    def __init__(self, *, release: bool = True) -> None:
-        self._release = release
+    def __init__(self) -> None:
         self._rows: dict[Hashable, int] = {}
         self._keys: list[Hashable] = []  # by row
-        self._spoke = np.zeros(0, dtype=np.int64)  # [rows], record number
         self._free: list[int] = []
         self._gone: set[Hashable] = set()
 
@@ -40,8 +27,9 @@ class Rows:
         return len(self._keys)
 
     @property
-    def live(self) -> list[int]:
-        return list(self._rows.values())
+    def live(self) -> int:
+        """Rows in use."""
+        return len(self._rows)
 
     def key(self, row: int) -> Any:
         return self._keys[row]
@@ -64,22 +52,40 @@ class Rows:
         self._rows[key] = row
         return row
 
-    def silent(self, rows: NDArray[np.int64], now: int) -> list[int]:
-        """Rows to release, those of ``rows`` [R] having spoken up to record number ``now``."""
-        if len(self._spoke) < len(self._keys):
-            self._spoke = np.concatenate([self._spoke, np.full(len(self._keys), now, dtype=np.int64)])
-        self._spoke[rows] = now
-        if not self._release:
-            return []
-        before = now - self.PATIENCE - self.ROUNDS * len(self._rows)
-        return [row for row in self._rows.values() if self._spoke[row] < before] if before > 0 else []
-
     def release(self, row: int) -> None:
         """Free ``row``; its key must not come back."""
         key = self._keys[row]
         del self._rows[key]
         self._gone.add(key)
         self._free.append(row)
+
+
+class IdleClock:
+    """Tells which rows of streams have been idle for so long that their streams must have ended.
+
+    In a trace in the order of the engine's steps every live stream has a record in every step, so that none is idle
+    for more records than there are live streams; sampled traces leave some steps out.
+    """
+
+    PATIENCE = 4096
+    ROUNDS = 16
+    """Records, and records for each live stream, after which an idle one is taken for ended."""
+
+    def __init__(self) -> None:
+        self._last = np.zeros(0, dtype=np.int64)  # [rows], number of the last record seen; -1 for a free row
+
+    def seen(self, rows: NDArray[np.int64], now: int) -> None:
+        """``rows`` [R] have had records, up to number ``now``."""
+        top = int(rows.max(initial=-1)) + 1
+        if len(self._last) < top:
+            self._last = np.concatenate([self._last, np.full(2 * top - len(self._last), -1, dtype=np.int64)])
+        self._last[rows] = now
+
+    def ended(self, live: int, now: int) -> list[int]:
+        """Rows to release at record number ``now``, of ``live`` ones; they count as free from here on."""
+        rows = np.flatnonzero((self._last >= 0) & (self._last < now - self.PATIENCE - self.ROUNDS * live))
+        self._last[rows] = -1
+        return list(rows.tolist())
 
 
 class LayerRows:

@@ -42,6 +42,11 @@ def analyze_trace(trace: TraceDir, config: AnalyzeConfig, advance: Callable[[int
         raise InputError(
             f"--cache-scope {config.cache_scope} tells layers apart, --step-union merges them", "give one of them"
         )
+    if config.cache_scope in ("layer", "run") and config.key_mode == "request":
+        raise InputError(
+            f"--cache-scope {config.cache_scope} and --key-mode request do not go together",
+            "leave --key-mode out: the cache brings the layers together",
+        )
     config = msgspec.structs.replace(config, lru_caps=tuple(dict.fromkeys(config.lru_caps)))
     for given in config.lru_caps:
         if given >= 1 and given != int(given):

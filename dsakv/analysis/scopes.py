@@ -1,9 +1,9 @@
 """Whose blocks share a cache: a stream's, a layer's, a request's, or all of the run.
 
 Where several streams share one, block 5 of one layer is not block 5 of another: each (request, layer, block) gets the
-cache's next number when it is first read. Leading blocks that a prompt shares with an earlier request are that
-request's blocks. A cache's step is what must be there at once: what a layer reads for all requests in one pass of the
-engine.
+cache's next number when it is first read, and by these numbers a set is in order. Leading blocks that a prompt shares
+with an earlier request are that request's blocks. A cache's step is what must be there at once: what a layer reads for
+all requests in one pass of the engine.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class SharedSteps:
         else:
             cache = np.zeros(len(batch), dtype=np.int64)
         tables, ends, places = self._segments(batch)
-        self._tables.reserve(max(self._table.values()) + 1, batch.width)
+        self._tables.reserve(len(self._table) + len(self._free), batch.width)
         caches = int(cache.max()) + 1
         if len(self._used) < caches:
             self._used = np.concatenate([self._used, np.zeros(caches - len(self._used), dtype=np.int64)])
@@ -77,8 +77,9 @@ class SharedSteps:
         )  # fmt: skip
         self._passes += len(batch)
         first = np.flatnonzero(opens)
-        layer = records.layer[first] if self._scope == "layer" else np.full(len(first), NO_LAYER, dtype=np.int64)
         bounds = np.append(offsets[first], offsets[-1])
+        _sort(ids, bounds)
+        layer = records.layer[first] if self._scope == "layer" else np.full(len(first), NO_LAYER, dtype=np.int64)
         return CacheSteps(cache[first], layer, bounds, ids[: offsets[-1]], int(self._used.max()), ended)
 
     def _opens(self, batch: BlockRecords) -> NDArray[np.bool_]:
@@ -158,3 +159,14 @@ def _number(
                 ids[count] = block_id
                 count += 1
     offsets[len(cache)] = count
+
+
+@compiled
+def _sort(ids: NDArray[np.int32], bounds: NDArray[np.int64]) -> None:
+    """Put each step's ids in ascending order; most are already."""
+    for r in range(len(bounds) - 1):
+        own = ids[bounds[r] : bounds[r + 1]]
+        for i in range(1, len(own)):
+            if own[i] < own[i - 1]:
+                own.sort()
+                break

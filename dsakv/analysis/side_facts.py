@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import orjson
@@ -40,6 +41,10 @@ def read_side_facts(trace: TraceDir) -> SideFacts:
                 request = entry["request_id"]
                 spans = _pairs(entry.get("needle_spans", []))
                 shared = _pairs(entry.get("prefix_owners", []))
+                if type(request) is not int or any(begin >= end for begin, end in spans):
+                    raise ValueError("request_id and needle_spans must be integers and ranges")
+                if any(owner >= request for owner, _ in shared) or any(a >= b for a, b in pairwise(shared)):
+                    raise ValueError("prefix_owners must ascend, and be earlier requests")
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise InputError(f"{place}: the line is damaged: {error!r}", "repair the file, or remove it") from None
             if spans:

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from dsakv.analysis.caches import CacheSteps
 from dsakv.analysis.rows import LayerRows
-from dsakv.compiled import compiled
 from dsakv.errors import InputError
 from dsakv.policies import POLICIES, Opt, Steps
 
@@ -62,7 +61,7 @@ class PolicyHits:
             return
         ended = np.array(steps.ended, dtype=np.int64)
         layer_row = self._layers.rows(steps.layer)
-        prepared = Steps.of(steps.row, steps.offsets, _ascending(steps.ids, steps.offsets))
+        prepared = Steps.of(steps.row, steps.offsets, steps.ids.astype(np.int64))
         for name, caches in self._online.items():
             for c, simulated in enumerate(caches):
                 simulated.clear(ended)
@@ -116,16 +115,3 @@ def policy_result(
         }
         for name, counts in hits.items()
     }
-
-
-@compiled
-def _ascending(ids: NDArray[np.int32], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-    """``ids`` with each step's in ascending order."""
-    out = ids.astype(np.int64)
-    for r in range(len(offsets) - 1):
-        own = out[offsets[r] : offsets[r + 1]]
-        for i in range(1, len(own)):
-            if own[i] < own[i - 1]:
-                own.sort()
-                break
-    return out

@@ -29,7 +29,7 @@ class History:
     def __init__(self, windows: tuple[int, ...], reuse_cap: int) -> None:
         self.windows, self.reuse_cap = windows, reuse_cap
         self._state = Grid(mark=np.int32, step=np.int64)
-        self._before = np.zeros((2, 0), dtype=np.int64)  # [2, rows], blocks and step of the last record
+        self._before = np.zeros((3, 0), dtype=np.int64)  # [3, rows], blocks and step of the last record, width so far
         self.layers = LayerRows()
         self._reuse = Grid(count=np.int64)  # [L, near distances]
         self._far: Counter[tuple[int, int]] = Counter()  # by layer row and distance
@@ -46,6 +46,7 @@ class History:
         for row in records.ended:
             if row < self._state.rows:
                 self._state.clear(row)
+                self._before[:, row] = 0
         self._state.reserve(int(records.row.max()) + 1, batch.width)
         self._before = _widened(self._before, self._state.rows)
         layer_row = self.layers.rows(records.layer)
@@ -174,7 +175,7 @@ def _follow(
     windows: NDArray[np.int64],  # [W]
     mark: NDArray[np.int32],  # [rows, width], twice the number, from 1, of the record that touched the block last
     last_step: NDArray[np.int64],  # [rows, width]                     (0: none did), plus 1 if others did before it
-    before: NDArray[np.int64],  # [2, rows]: blocks and step of the stream's last record
+    before: NDArray[np.int64],  # [3, rows]: blocks and step of the stream's last record, blocks of its longest one
     reuse_cap: int,
     reuse: NDArray[np.int64],  # [L, near distances]
     touches: NDArray[np.int64],  # [2, L]: first, second
@@ -216,10 +217,10 @@ def _follow(
         size = offsets[r + 1] - offsets[r]
         out[0, r] = both / (size + before[0, row] - both) if index[r] else np.nan
         out[1, r] = both / before[0, row] if index[r] else np.nan
-        before[0, row], before[1, row] = size, step[r]
+        before[0, row], before[1, row], before[2, row] = size, step[r], max(before[2, row], current[r] + 1)
         for w in range(len(windows)):
             out[2 + w, r] = (
-                size if windows[w] == 1 else _newer(mine[: current[r] + 1], 2 * max(number - windows[w], 0) + 1)
+                size if windows[w] == 1 else _newer(mine[: before[2, row]], 2 * max(number - windows[w], 0) + 1)
             )
     return spilled
 

@@ -7,9 +7,11 @@ again by another one.
 from __future__ import annotations
 
 import signal
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from multiprocessing import get_context
 
 from dsakv.analysis.part import PartFigures, Task, analyze_part
@@ -49,9 +51,13 @@ def _in_processes(
     done = deaths = 0
     while done < len(units):
         with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker) as pool:
+            todo = iter(units[done:])
+            # A few ahead keep the workers busy; with all of them, figures would pile up here.
+            waiting = deque(pool.submit(_count, unit, task) for unit in islice(todo, 2 * workers))
             try:
-                for future in [pool.submit(_count, unit, task) for unit in units[done:]]:
-                    part = future.result()
+                while waiting:
+                    part = waiting.popleft().result()
+                    waiting += [pool.submit(_count, unit, task) for unit in islice(todo, 1)]
                     advance(units[done].bytes)
                     done, deaths = done + 1, 0
                     yield part

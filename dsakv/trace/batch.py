@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -59,3 +60,47 @@ class TraceBatch:
 
     def __len__(self) -> int:
         return len(self.request_id)
+
+    def take(self, which: NDArray[np.bool_] | NDArray[np.int64]) -> TraceBatch:
+        """Some records in the order of their numbers ``which``, or those where it is True, with the columns that
+        readers fill.
+        """
+        if which.dtype == np.bool_:
+            if which.all():
+                return self
+            which = np.flatnonzero(which)
+        begins, counts = self.offsets[:-1][which], np.diff(self.offsets)[which]
+        offsets = _sums(counts)
+        places = np.arange(offsets[-1]) + np.repeat(begins - offsets[:-1], counts)
+        return TraceBatch(
+            request_id=self.request_id[which],
+            layer_id=self.layer_id[which],
+            step_idx=self.step_idx[which],
+            seq_len=self.seq_len[which],
+            offsets=offsets,
+            positions=self.positions[places],
+            engine_step=None if self.engine_step is None else self.engine_step[which],
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[TraceBatch]) -> TraceBatch:
+        """The records of ``parts`` one after the other; they have the same columns. As :meth:`take` for the rest."""
+        if len(parts) == 1:
+            return parts[0]
+        engine_steps = [part.engine_step for part in parts if part.engine_step is not None]
+        return cls(
+            request_id=np.concatenate([part.request_id for part in parts]),
+            layer_id=np.concatenate([part.layer_id for part in parts]),
+            step_idx=np.concatenate([part.step_idx for part in parts]),
+            seq_len=np.concatenate([part.seq_len for part in parts]),
+            offsets=_sums(np.concatenate([np.diff(part.offsets) for part in parts])),
+            positions=np.concatenate([part.positions for part in parts]),
+            engine_step=np.concatenate(engine_steps) if engine_steps else None,
+        )
+
+
+def _sums(counts: Ints) -> NDArray[np.int64]:
+    """Offsets of ragged rows with so many values each."""
+    offsets = np.zeros(len(counts) + 1, dtype=np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    return offsets

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from dsakv.trace.intake import BadRecordError, Intake, shown
 
 _MISSING = object()
-# Bits: layers and positions are int32 columns; differences of steps and lengths must fit int64.
-SCALARS = (("layer_id", 31), ("step_idx", 53), ("seq_len_current", 53))
+_STEPS = 1 << 53
+SCALARS = (("layer_id", 0, 1 << 31), ("step_idx", -_STEPS, _STEPS), ("seq_len_current", 0, 1 << 31))
+"""Integers of a record with their bounds: layers and positions are 32-bit columns, differences of steps fit 64 bits."""
 
 
 class Row(NamedTuple):
@@ -70,13 +71,13 @@ def check_record(record: Any, intake: Intake) -> Row:
     intake.number(request)
     if type(request) is int and not -(1 << 63) <= request < 1 << 63:
         raise BadRecordError("out_of_range", f'"request_id" {request} does not fit 64 bits')
-    layer, step, seq_len = (_integer(record, name, bits) for name, bits in SCALARS)
+    layer, step, seq_len = (_integer(record, *bounds) for bounds in SCALARS)
     block_size = None
     if intake.block_sizes and "block_size_tokens" in record:
-        block_size = _integer(record, "block_size_tokens", 31)
+        block_size = _integer(record, "block_size_tokens", -(1 << 31), 1 << 31)
         if block_size < 1:
             raise BadRecordError("out_of_range", f'"block_size_tokens" is {block_size}, not positive')
-    engine_step = _integer(record, "engine_step", 53) if intake.engine_steps else 0
+    engine_step = _integer(record, "engine_step", -_STEPS, _STEPS) if intake.engine_steps else 0
     selected = record.get("selected_token_pos", _MISSING)
     positions = None if selected is _MISSING else _positions(selected, seq_len)
     number = intake.enter(request, layer, step)
@@ -92,11 +93,13 @@ def _field(record: dict[str, Any], name: str) -> Any:
     return value
 
 
-def _integer(record: dict[str, Any], name: str, bits: int) -> int:
+def _integer(record: dict[str, Any], name: str, least: int, end: int) -> int:
     value = _field(record, name)
     if type(value) is not int:  # a bool is not one
         raise BadRecordError("wrong_type", f'"{name}" is {shown(value)}, not an integer')
-    if not -(1 << bits) <= value < 1 << bits:
+    if value < least:
+        raise BadRecordError("out_of_range", f'"{name}" {value} is {"negative" if least == 0 else "too small"}')
+    if value >= end:
         raise BadRecordError("out_of_range", f'"{name}" {value} is too large')
     return value
 
@@ -126,6 +129,4 @@ def _positions(selected: Any, seq_len: int) -> NDArray[np.int64] | None:
         raise BadRecordError("negative_position", f"position {low} is negative")
     if high >= seq_len:
         raise BadRecordError("position_beyond_sequence", f'position {high} with "seq_len_current" {seq_len}')
-    if high >= 1 << 31:
-        raise BadRecordError("out_of_range", f"position {high} does not fit 32 bits")
     return positions

@@ -23,7 +23,7 @@ ENGINE_STEP, BLOCK_SIZE = 4, 5
 DONE, ODD, FULL = 0, -1, -2
 """How a scan ends: at the end of the text, before a line that is not for it, before one that has no room."""
 
-_SEQ_LEN, _EVENT, _POSITIONS = 3, 6, 7
+_LAYER, _SEQ_LEN, _EVENT, _POSITIONS = 1, 3, 6, 7
 _OTHER = -1
 _REQUIRED = 0b1111
 _ALWAYS = _REQUIRED | 1 << _EVENT | 1 << _POSITIONS
@@ -32,9 +32,9 @@ _KEY_LENGTHS = np.array([len(key) for key in _KEYS])
 _KEY_BYTES = np.array([list(key.encode().ljust(24)) for key in _KEYS], dtype=np.uint8)
 _DSA_TOPK = np.frombuffer(b"dsa_topk", dtype=np.uint8)
 _TRUE, _FALSE, _NULL = (np.frombuffer(word, dtype=np.uint8) for word in (b"true", b"false", b"null"))
-# As many digits as are within the bounds that the checks of a record set: 31 bits for layers and block sizes, 53 for
-# the rest.
-_DIGITS = np.array([15, 9, 15, 15, 15, 9])
+# As many digits as are within the bounds that the checks of a record set: 31 bits for layers, lengths and block sizes,
+# 53 for the rest.
+_DIGITS = np.array([15, 9, 15, 9, 15, 9])
 _POSITION_DIGITS = 9
 _ONE = np.uint64(1)
 _EIGHT_ZEROS = np.uint64(0x3030303030303030)
@@ -151,6 +151,8 @@ def _record(text: NDArray[np.uint8], begin: int, columns: Columns, row: int, wan
         return ODD
     required = _REQUIRED | (wanted & 1 << ENGINE_STEP)
     if seen & required != required or (seen >> BLOCK_SIZE & 1 and columns.integers[BLOCK_SIZE, row] < 1):
+        return ODD
+    if columns.integers[_LAYER, row] < 0 or columns.integers[_SEQ_LEN, row] < 0:
         return ODD
     if last > first:
         if not _sort(columns.positions, first, last, columns.bitmap):

@@ -86,61 +86,16 @@ class _Cursor:
         rest: list[TraceBatch] = []
         for batch in self._kept:
             cut = int(np.searchsorted(_steps(batch), limit, side="right"))
+            behind = np.arange(len(batch)) >= cut
             if cut:
-                taken.append(_slice(batch, 0, cut))
+                taken.append(batch.take(~behind))
             if cut < len(batch):
-                rest.append(_slice(batch, cut, len(batch)))
+                rest.append(batch.take(behind))
         self._kept = rest
-        return _joined(taken) if taken else None
-
-
-def _slice(batch: TraceBatch, begin: int, end: int) -> TraceBatch:
-    part = slice(begin, end)
-    first, last = int(batch.offsets[begin]), int(batch.offsets[end])
-    return TraceBatch(
-        request_id=batch.request_id[part],
-        layer_id=batch.layer_id[part],
-        step_idx=batch.step_idx[part],
-        seq_len=batch.seq_len[part],
-        offsets=batch.offsets[begin : end + 1] - first,
-        positions=batch.positions[first:last],
-        engine_step=_steps(batch)[part],
-    )
-
-
-def _joined(parts: Sequence[TraceBatch]) -> TraceBatch:
-    if len(parts) == 1:
-        return parts[0]
-    counts = np.concatenate([np.diff(part.offsets) for part in parts])
-    offsets = np.zeros(len(counts) + 1, dtype=np.int64)
-    np.cumsum(counts, out=offsets[1:])
-    return TraceBatch(
-        request_id=np.concatenate([part.request_id for part in parts]),
-        layer_id=np.concatenate([part.layer_id for part in parts]),
-        step_idx=np.concatenate([part.step_idx for part in parts]),
-        seq_len=np.concatenate([part.seq_len for part in parts]),
-        offsets=offsets,
-        positions=np.concatenate([part.positions for part in parts]),
-        engine_step=np.concatenate([_steps(part) for part in parts]),
-    )
+        return TraceBatch.joined(taken) if taken else None
 
 
 def _sorted(parts: Sequence[TraceBatch]) -> TraceBatch:
-    batch = _joined(parts)
-    steps = _steps(batch)
-    order = np.lexsort((batch.request_id, batch.layer_id, steps))
-    if (order[1:] > order[:-1]).all():
-        return batch
-    begins, counts = batch.offsets[:-1][order], np.diff(batch.offsets)[order]
-    offsets = np.zeros(len(batch) + 1, dtype=np.int64)
-    np.cumsum(counts, out=offsets[1:])
-    places = np.arange(offsets[-1]) + np.repeat(begins - offsets[:-1], counts)
-    return TraceBatch(
-        request_id=batch.request_id[order],
-        layer_id=batch.layer_id[order],
-        step_idx=batch.step_idx[order],
-        seq_len=batch.seq_len[order],
-        offsets=offsets,
-        positions=batch.positions[places],
-        engine_step=steps[order],
-    )
+    batch = TraceBatch.joined(parts)
+    order = np.lexsort((batch.request_id, batch.layer_id, _steps(batch)))
+    return batch if (order[1:] > order[:-1]).all() else batch.take(order)

@@ -64,7 +64,7 @@ def read_parquet(path: Path, row_groups: Sequence[int] | None, intake: Intake) -
 
 def _columns(source: ParquetTrace, intake: Intake) -> list[str]:
     """The columns to read, all of which hold what they must."""
-    names = ["request_id", *(name for name, _ in SCALARS)]
+    names = ["request_id", *(name for name, _, _ in SCALARS)]
     names += ["block_size_tokens"] if intake.block_sizes and "block_size_tokens" in source.schema.names else []
     names += ["engine_step"] if intake.engine_steps else []
     names += [name for name in ("event", _POSITIONS) if name in source.schema.names]
@@ -96,9 +96,9 @@ class _Rows:
     def take(self) -> TraceBatch | None:
         """Check and note every record; None where none is left."""
         intake = self._intake
-        layer, step, seq_len = (self._integers(name, bits) for name, bits in SCALARS)
+        layer, step, seq_len = (self._integers(*bounds) for bounds in SCALARS)
         block_size = self._optional("block_size_tokens", 31, least=1) if intake.block_sizes else None
-        engine_step = self._integers("engine_step", 53) if intake.engine_steps else None
+        engine_step = self._integers("engine_step", -(1 << 53), 1 << 53) if intake.engine_steps else None
         if "event" in self._rows.schema.names:
             event = self._rows["event"]
             right = pc.or_(pc.equal(_plain_array(event), "dsa_topk").fill_null(False), pc.is_null(event))
@@ -106,7 +106,7 @@ class _Rows:
         offsets, positions = self._positions(seq_len)
         ids: Any = _plain_array(self._rows["request_id"])
         if pa.types.is_integer(ids.type):
-            request = self._integers("request_id", 63)
+            request = self._integers("request_id", -(1 << 63), 1 << 63)
             keep = self._enter(request.tolist(), layer.tolist(), step.tolist())
         else:
             self._bad |= _numpy(pc.is_null(ids))
@@ -133,15 +133,15 @@ class _Rows:
             engine_step=None if engine_step is None else engine_step[keep],
         )
 
-    def _integers(self, name: str, bits: int) -> NDArray[np.int64]:
-        """A column of integers [R]; those that are null or do not fit are bad."""
+    def _integers(self, name: str, least: int, end: int) -> NDArray[np.int64]:
+        """A column of integers [R]; those that are null or not in ``least .. end - 1`` are bad."""
         column = _plain_array(self._rows[name])
         values = _int64(column)
         self._bad |= _numpy(pc.is_null(column))
         if pa.types.is_uint64(column.type):
             self._bad |= values < 0
-        if bits < 63:
-            self._bad |= (values < -(1 << bits)) | (values >= 1 << bits)
+        if end < 1 << 63:
+            self._bad |= (values < least) | (values >= end)
         return values
 
     def _optional(self, name: str, bits: int, least: int) -> NDArray[np.int64] | None:

@@ -56,6 +56,11 @@ def test_distance_counts_steps_and_working_set_counts_records(tmp_path: Path) ->
     assert clipped["reuse_cap_steps"] == 4
 
 
+def test_a_sequence_that_gets_shorter_keeps_its_working_set(tmp_path: Path) -> None:
+    result = result_of(tmp_path, [record(0, 0, 0, [60]), record(0, 0, 1, [1], 10)], ws_windows=(2,))
+    assert result["working_set"]["2"]["max"] == 2
+
+
 def test_step_union_joins_what_interleaving_requests_tear_apart(tmp_path: Path) -> None:
     records = [record(r, layer, step, [r, layer + 2]) for step in range(2) for layer in range(3) for r in range(2)]
     stats = result_of(tmp_path, records, step_union=True)["record_stats"]
@@ -128,7 +133,7 @@ def test_capacities_are_blocks_or_fractions_and_nothing_between(tmp_path: Path) 
 
 def test_what_is_held_back_does_not_keep_its_batch_alive(tmp_path: Path) -> None:
     write_shard(tmp_path / "t.jsonl", [record(request, 0, 0, [1, 2]) for request in range(3)])
-    splitter = StreamSplitter("request", step_union=True)
+    splitter = StreamSplitter(AnalyzeConfig(step_union=True), release=True)
     (batch,) = read_jsonl(tmp_path / "t.jsonl", Intake("strict"))
     assert list(splitter.split(batch)) == []
     assert all(held.positions.base is None for step in splitter._open.values() for held in step)

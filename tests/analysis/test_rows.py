@@ -12,35 +12,51 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsakv.analysis.rows import Grid, ReappearedError, Rows
+from dsakv.analysis import part
+from dsakv.analysis.rows import Grid, IdleClock, ReappearedError, Rows
 from dsakv.config import AnalyzeConfig
 from tests.analysis.traces import Record, record, run, write_shard
 
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Streams are taken for finished after a few records of silence."""
-    monkeypatch.setattr(Rows, "PATIENCE", 1)
-    monkeypatch.setattr(Rows, "ROUNDS", 1)
+    """Streams are taken for ended after a few idle records."""
+    monkeypatch.setattr(IdleClock, "PATIENCE", 1)
+    monkeypatch.setattr(IdleClock, "ROUNDS", 1)
 
 
-def test_a_silent_key_gives_its_row_to_the_next(hasty: None) -> None:
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether rows are released, for each pass over a part."""
+    seen: list[bool] = []
+    counted = part._analyze
+
+    def watched(*given: Any, release: bool) -> part.PartFigures:
+        seen.append(release)
+        return counted(*given, release=release)
+
+    monkeypatch.setattr(part, "_analyze", watched)
+    return seen
+
+
+def test_a_free_row_goes_to_the_next_key() -> None:
     rows = Rows()
-    assert [rows.row("a"), rows.row("b")] == [0, 1]
-    assert rows.silent(np.array([0, 1]), 2) == []
-    assert rows.silent(np.array([1]), 6) == [0]
+    assert [rows.row("a"), rows.row("b"), rows.row("a")] == [0, 1, 0]
     rows.release(0)
     assert rows.row("c") == 0
-    assert (len(rows), rows.key(0)) == (2, "c")
+    assert (len(rows), rows.live, rows.key(0)) == (2, 2, "c")
     with pytest.raises(ReappearedError):
         rows.row("a")
 
 
-def test_without_release_nothing_is_silent(hasty: None) -> None:
-    rows = Rows(release=False)
-    rows.row("a")
-    assert rows.silent(np.array([0]), 1) == []
-    assert rows.silent(np.array([], dtype=np.int64), 1000) == []
+def test_an_idle_row_ends_once(hasty: None) -> None:
+    clock = IdleClock()
+    clock.seen(np.array([0, 1]), 2)
+    clock.seen(np.array([1]), 6)
+    assert clock.ended(2, 5) == []
+    assert clock.ended(2, 6) == [0]
+    assert clock.ended(2, 6) == []
+    assert clock.ended(1, 100) == [1]
 
 
 def test_a_grid_keeps_what_it_holds_and_is_zero_elsewhere() -> None:
@@ -66,6 +82,14 @@ def batches(requests: int, steps: int) -> list[Record]:
     ]
 
 
+def test_many_requests_in_turn_are_not_taken_for_ended(tmp_path: Path, passes: list[bool]) -> None:
+    """A round of 300 requests x 8 layers is longer than the patience; requests come back all the same."""
+    records = [record(r, layer, s, [r % 50, 50 + layer]) for s in range(4) for r in range(300) for layer in range(8)]
+    write_shard(tmp_path / "trace_steps.jsonl", records)
+    run(tmp_path, AnalyzeConfig(block_size=4))
+    assert passes == [True]
+
+
 CHANGES: list[dict[str, Any]] = [
     {},
     {"step_union": True},
@@ -77,20 +101,30 @@ CHANGES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("change", CHANGES, ids=str)
 def test_released_streams_leave_the_same_figures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: list[bool], change: dict[str, Any]
 ) -> None:
     write_shard(tmp_path / "trace_steps.jsonl", batches(12, 5))
     config = msgspec.structs.replace(AnalyzeConfig(block_sizes=(4, 8), lru_caps=(3, 8), policies=("all",)), **change)
     kept = run(tmp_path, config)
     monkeypatch.setattr("dsakv.trace.jsonl_reader.BATCH_RECORDS", 7)
-    monkeypatch.setattr(Rows, "PATIENCE", 6)
-    monkeypatch.setattr(Rows, "ROUNDS", 2)
+    monkeypatch.setattr(IdleClock, "PATIENCE", 6)
+    monkeypatch.setattr(IdleClock, "ROUNDS", 2)
+    ended: list[int] = []
+    release = Rows.release
+
+    def watched(self: Rows, row: int) -> None:
+        ended.append(row)
+        release(self, row)
+
+    monkeypatch.setattr(Rows, "release", watched)
     assert orjson.dumps(run(tmp_path, config)) == orjson.dumps(kept)
+    assert ended
+    assert passes == [True, True]
 
 
 @pytest.mark.parametrize("change", CHANGES[:4], ids=str)
 def test_a_stream_that_comes_back_is_counted_as_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hasty: None, change: dict[str, Any]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hasty: None, passes: list[bool], change: dict[str, Any]
 ) -> None:
     records = batches(8, 4)
     back = [record(0, layer, 9, [layer, 30, 50], 64) for layer in range(3)]
@@ -98,7 +132,8 @@ def test_a_stream_that_comes_back_is_counted_as_one(
     config = msgspec.structs.replace(AnalyzeConfig(block_sizes=(4,), lru_caps=(3, 8)), **change)
     monkeypatch.setattr("dsakv.trace.jsonl_reader.BATCH_RECORDS", 7)
     released = run(tmp_path, config)
-    monkeypatch.setattr(Rows, "PATIENCE", 10**6)
+    assert passes == [True, False]
+    monkeypatch.setattr(IdleClock, "PATIENCE", 10**6)
     assert orjson.dumps(run(tmp_path, config)) == orjson.dumps(released)
 
 
