@@ -20,6 +20,7 @@ TARGETS = (0.5, 0.8, 0.9, 0.95, 0.99)
 """Hit rates to look up capacities for."""
 NO_LAYER = -1
 """Layer of a cache that several layers share."""
+_FREE = -2
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class LruCurves:
         self.caches = 0
         self._mode = mode
         self._stacks = LruStacks()
-        self._layer = np.zeros(0, dtype=np.int64)  # by row of a live cache: its layer, or -2 for none
+        self._layer = np.zeros(0, dtype=np.int64)  # by row of a live cache: its layer, or _FREE
         self._step = Grid(count=np.int64)  # [L, distances]
         self._sequential = Grid(count=np.int64)
         self._cold = Grid(count=np.int64)  # [L, 0]: first accesses
@@ -61,7 +62,7 @@ class LruCurves:
             self._finish(row)
         top = int(steps.row.max()) + 1
         if len(self._layer) < top:
-            self._layer = np.concatenate([self._layer, np.full(top - len(self._layer), -2)])
+            self._layer = np.concatenate([self._layer, np.full(top - len(self._layer), _FREE)])
         self._layer[steps.row] = steps.layer
         self._stacks.access(steps.row, steps.offsets, steps.ids, steps.width)
         sizes, counts = np.unique(np.diff(steps.offsets), return_counts=True)
@@ -69,7 +70,7 @@ class LruCurves:
 
     def end(self) -> None:
         """No step follows: add up what is still open."""
-        for row in np.flatnonzero(self._layer > -2).tolist():
+        for row in np.flatnonzero(self._layer != _FREE).tolist():
             self._finish(row)
         self._stacks = LruStacks()
 
@@ -101,6 +102,10 @@ class LruCurves:
             "max": max(self._sizes, default=None),
         }
 
+    def steps_above(self, blocks: int) -> float:
+        """Share of steps whose set has more blocks."""
+        return sum(n for size, n in self._sizes.items() if size > blocks) / max(sum(self._sizes.values()), 1)
+
     def needs(self) -> dict[str, Any]:
         """For each target, the capacity with which a cache by itself reaches it: how many do, and percentiles."""
         found = {}
@@ -116,11 +121,11 @@ class LruCurves:
         return found
 
     def _finish(self, row: int) -> None:
-        if row >= len(self._layer) or self._layer[row] == -2:
+        if row >= len(self._layer) or self._layer[row] == _FREE:
             return
         histogram, cold = self._stacks.take(row)
         self._collect(int(self._layer[row]), histogram[STEP], histogram[SEQUENTIAL], np.array([cold]))
-        self._layer[row] = -2
+        self._layer[row] = _FREE
         self.caches += 1
         curve = Curve(histogram[MODES[self._mode]], cold)
         self._needs.update((target, curve.capacity_for(target) or 0) for target in TARGETS)
@@ -156,14 +161,17 @@ class Curve:
 
     def capacity_for(self, hit_rate: float) -> int | None:
         """The least capacity that reaches ``hit_rate``; None where none does."""
-        needed = math.ceil(hit_rate * self.accesses)
-        if not len(self._upto) or self._upto[-1] < max(needed, 1):
-            return None
-        return int(np.searchsorted(self._upto, needed)) + 1
+        return self.capacity_of(max(math.ceil(hit_rate * self.accesses), 1))
+
+    def capacity_of(self, hits: int) -> int | None:
+        """The least capacity with so many hits; None where none has them."""
+        at = int(np.searchsorted(self._upto, hits))
+        return at + 1 if at < len(self._upto) else None
 
     def knee(self) -> int | None:
-        """The capacity from which on more memory pays least: where the curve lies furthest above the straight line
-        from no cache to the one that hits every reuse (Satopaa et al., "Finding a Kneedle in a Haystack", 2011).
+        """The capacity after which more memory pays less than on average: where the curve lies furthest above the
+        straight line from no cache to one that hits every reuse (Satopaa et al., "Finding a Kneedle in a Haystack",
+        2011).
         """
         points = self._points()
         if not len(points):

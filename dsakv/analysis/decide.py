@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from dsakv.analysis.caches import Curve, LruCurves
 
 REUSE_SHARE = 0.95
 """Of all accesses that any capacity can hit, the share that near memory should."""
@@ -13,19 +15,21 @@ WORTHWHILE = 0.01
 """Hit rate that another policy must gain to be worth its trouble."""
 ALIKE = 1.05
 """Traffic within this factor counts as the same."""
+NEAR = 0.25
+"""Share of the advised capacity within which a simulated one stands for it."""
 NOT_WORTH_IT = 0.75
 """Share of the blocks of a cache from which on there is no small near tier."""
 
 Result = dict[str, Any]
 
 
-def decide(results: Sequence[Result]) -> list[list[dict[str, Any]]]:
-    """Answers for each of the results of one trace, which differ in block size.
+def decide(results: Sequence[Result], curves: Sequence[LruCurves]) -> list[list[dict[str, Any]]]:
+    """Answers for each of the results of one trace, which differ in block size; ``curves`` are those of their caches.
 
     Each is ``{question, answer, rule, measured}``. They stand on the LRU curve that counts step by step: a step needs
-    its whole set at once.
+    its whole set at once. There are none where nothing was read twice.
     """
-    sizings = [_Sizing.of(result) for result in results]
+    sizings = [_Sizing.of(result, lru) for result, lru in zip(results, curves, strict=True)]
     return [
         [] if one is None else [_memory(one), _policy(one), _block_size(one, sizings), _error(one)] for one in sizings
     ]
@@ -36,56 +40,44 @@ class _Sizing:
     """One result with the capacity that it calls for."""
 
     result: Result
+    lru: LruCurves
+    curve: Curve
     capacity: int
     """Blocks of one cache."""
 
     @classmethod
-    def of(cls, result: Result) -> _Sizing | None:
+    def of(cls, result: Result, lru: LruCurves) -> _Sizing | None:
         """None where nothing was read twice."""
-        curve = result["lru_curve"]
-        hits = curve["step"]["hits"]
-        if not hits:
+        curve = lru.curve("step")
+        needed = curve.capacity_of(max(math.ceil(REUSE_SHARE * (curve.accesses - curve.cold)), 1))
+        if needed is None:
             return None
-        needed = next(
-            capacity
-            for capacity, reached in zip(curve["step"]["capacity_blocks"], hits, strict=True)
-            if reached >= REUSE_SHARE * hits[-1]
-        )
-        return cls(result, max(needed, result["step_set_blocks"]["p95"]))
+        return cls(result, lru, curve, max(needed, result["step_set_blocks"]["p95"]))
 
     @property
     def block_size(self) -> int:
         return int(self.result["block_size_tokens"])
 
     @property
-    def footprint(self) -> float:
-        """Mean of the blocks that a cache sees."""
-        return float(self.result["lru_curve"]["blocks_per_cache"])
-
-    @property
     def block_bytes(self) -> float | None:
         """Bytes of a block in one layer; None where the trace does not tell, or a block stands for several layers."""
-        if self.result["step_union"] or self.result["key_mode"] == "request":
+        if not self.by_layer:
             return None
         model = (self.result["run_meta"] or {}).get("model")
         row = model.get("kv_bytes_per_token_layer") if isinstance(model, dict) else None
         return self.block_size * row if isinstance(row, (int, float)) and row > 0 else None
 
     @property
-    def steps(self) -> int:
-        return int(self.result["step_set_blocks"]["count"])
+    def by_layer(self) -> bool:
+        return self.result["key_mode"] == "request_layer" and not self.result["step_union"]
 
-    def hits(self, capacity: float) -> int:
-        curve = self.result["lru_curve"]["step"]
-        at = bisect_right(curve["capacity_blocks"], capacity)
-        return int(curve["hits"][at - 1]) if at else 0
+    def hit_rate(self, capacity: int) -> float:
+        return self.curve.hits(capacity) / self.curve.accesses
 
-    def hit_rate(self, capacity: float) -> float:
-        return self.hits(capacity) / int(self.result["lru_curve"]["accesses"])
-
-    def far_tokens(self, capacity: float) -> float:
+    def far_tokens(self, capacity: int) -> float:
         """Tokens that a step of a cache brings from far, in whole blocks."""
-        return (int(self.result["lru_curve"]["accesses"]) - self.hits(capacity)) * self.block_size / self.steps
+        missed = self.curve.accesses - self.curve.hits(capacity)
+        return float(missed * self.block_size / self.result["step_set_blocks"]["count"])
 
     def size(self, tokens: float) -> str:
         """So many tokens of one layer, in bytes where the trace tells."""
@@ -102,16 +94,16 @@ class _Sizing:
     def owner(self) -> str:
         """Whose a cache is."""
         if self.result["cache_scope"] == "stream":
-            merged = self.result["step_union"] or self.result["key_mode"] == "request"
-            return "each running request" if merged else "each layer of each running request"
+            return "each layer of each running request" if self.by_layer else "each running request"
         return {"layer": "each layer", "request": "each running request", "run": "the whole run"}[
             self.result["cache_scope"]
         ]
 
 
 def _memory(one: _Sizing) -> dict[str, Any]:
-    share = one.capacity / one.footprint
-    rate, best = one.hit_rate(one.capacity), one.hit_rate(one.capacity + one.footprint * 1e9)
+    seen = one.lru.footprint()
+    share = one.capacity / seen
+    rate, best = one.hit_rate(one.capacity), 1 - one.curve.cold / one.curve.accesses
     size = one.size(one.capacity * one.block_size)
     layers = len(one.result["layers"])
     if one.result["cache_scope"] == "stream" and layers > 1:
@@ -122,7 +114,7 @@ def _memory(one: _Sizing) -> dict[str, Any]:
     )
     if share >= NOT_WORTH_IT:
         text += (
-            f" That is {share:.0%} of the {one.footprint:,.0f} blocks that a cache sees: this workload has no small "
+            f" That is {share:.0%} of the {seen:,.0f} blocks that a cache sees: this workload has no small "
             "near tier at this block size, plan to keep the context near."
         )
     return {
@@ -135,7 +127,7 @@ def _memory(one: _Sizing) -> dict[str, Any]:
             "hit_rate": rate,
             "hit_rate_unlimited": best,
             "step_set_p95_blocks": one.result["step_set_blocks"]["p95"],
-            "blocks_per_cache": one.footprint,
+            "blocks_per_cache": seen,
             "bytes": None if one.block_bytes is None else one.capacity * one.block_bytes,
         },
     }
@@ -148,12 +140,10 @@ def _policy(one: _Sizing) -> dict[str, Any]:
         "one above; opt knows the future and bounds them all"
     )
     question = "Which eviction policy?"
-    if "lru" not in simulated or not simulated["lru"]:
-        answer = "LRU, for want of a comparison: no policy was simulated. --policies all compares them."
-        return {"question": question, "answer": answer, "rule": rule, "measured": {}}
-    key = min(simulated["lru"], key=lambda k: abs(simulated["lru"][k]["capacity_blocks"] - one.capacity))
-    capacity = simulated["lru"][key]["capacity_blocks"]
-    rates = {name: entries[key]["hit_rate"] for name, entries in simulated.items()}
+    entries: dict[str, Any] = next(iter(simulated.values()), {})
+    key = min(entries, key=lambda k: abs(entries[k]["capacity_blocks"] - one.capacity), default=None)
+    capacity = one.capacity if key is None else entries[key]["capacity_blocks"]
+    rates = {"lru": one.hit_rate(capacity)} | {name: found[key]["hit_rate"] for name, found in simulated.items()}
     bound = rates.get("opt")
     online = {name: rate for name, rate in rates.items() if name != "opt"}
     best = max(online, key=lambda name: (online[name], name == "lru"))
@@ -164,6 +154,8 @@ def _policy(one: _Sizing) -> dict[str, Any]:
         text = f"LRU: at {capacity:,} blocks it hits {online['lru']:.1%}" + (
             f", and none of the {len(online) - 1} others gains {WORTHWHILE:.0%}." if len(online) > 1 else "."
         )
+    if key is None or (bound is None and len(online) == 1):
+        text += " No other was simulated: --policies all compares them."
     if bound is not None:
         left = bound - online[best]
         text += f" Perfect foresight would hit {bound:.1%}"
@@ -173,6 +165,8 @@ def _policy(one: _Sizing) -> dict[str, Any]:
             text += f", {left:.1%} more: --policies all shows what other policies make of it."
         else:
             text += f": no more than {left:.1%} is left to gain, by prefetching say."
+    if abs(capacity - one.capacity) > NEAR * one.capacity:
+        text += f" That is the nearest of --lru-caps; add {one.capacity} to compare at the advised one."
     return {
         "question": question,
         "answer": text,
@@ -188,7 +182,7 @@ def _block_size(one: _Sizing, sizings: Sequence[_Sizing | None]) -> dict[str, An
         "fewer transfers"
     )
     others = [other for other in sizings if other is not None]
-    if len(others) == 1:
+    if len(sizings) == 1:
         amplification = one.result["read_amplification"]
         measured, uniform = (amplification[name]["mean"] for name in ("measured", "uniform"))
         text = (
@@ -198,7 +192,7 @@ def _block_size(one: _Sizing, sizings: Sequence[_Sizing | None]) -> dict[str, An
         )
         return {"question": question, "answer": text, "rule": rule, "measured": {"read_amplification": measured}}
     memory = min(other.capacity * other.block_size for other in others)
-    traffic = {other.block_size: other.far_tokens(memory / other.block_size) for other in others}
+    traffic = {other.block_size: other.far_tokens(memory // other.block_size) for other in others}
     least = min(traffic.values())
     choice = max(size for size, moved in traffic.items() if moved <= least * ALIKE)
     shown = ", ".join(
@@ -227,9 +221,9 @@ def _error(one: _Sizing) -> dict[str, Any]:
         f"{one.size(moved['half'])} from far instead of {one.size(moved['chosen'])}. With twice as many ({double:,}) "
         f"it hits {one.hit_rate(double):.1%}, {one.size(moved['double'])} a step."
     )
-    below = one.result["step_set_blocks"]["p95"]
-    if half < below:
-        text += f" Half is less than a step needs at once ({below:,} blocks in 95% of steps): it stalls on every step."
+    stalled = one.lru.steps_above(half)
+    if stalled > 0:
+        text += f" {stalled:.1%} of steps need more than half at once: whatever the policy, they wait for far memory."
     return {
         "question": "What would it cost to be wrong?",
         "answer": text,

@@ -139,7 +139,9 @@ def _analyze(units: Sequence[Unit], task: Task, tell: Callable[[PartFigures], No
     return part
 
 
-def run_wide_caches(units: Sequence[Unit], task: Task, records: int) -> dict[int, CacheFigures]:
+def run_wide_caches(
+    units: Sequence[Unit], task: Task, records: int, advance: Callable[[int], None]
+) -> dict[int, CacheFigures]:
     """Figures of caches that all requests share, by block size; ``records`` were accepted in the pass before.
 
     Raises:
@@ -150,9 +152,13 @@ def run_wide_caches(units: Sequence[Unit], task: Task, records: int) -> dict[int
     intake = Intake(config.on_error, engine_steps=True)
     splitter = StreamSplitter(config, release=False)
     caches = task.caches()
+    told = 0
     for selected in _split(splitter, in_engine_order(units, intake)):
         for batch in touched_blocks(selected, task.block_sizes):
             caches[batch.block_size].add(batch)
+        advance(intake.counts.bytes - told)
+        told = intake.counts.bytes
+    advance(intake.counts.bytes - told)
     if intake.counts.accepted != records:
         raise InputError(
             f"{records - intake.counts.accepted} of {records} records cannot be put in the order of the engine's "

@@ -1,7 +1,11 @@
-"""A trace into results: its parts counted on their own and added up, then caches that the whole run shares.
+"""A trace into results, in as few passes over it as the configuration allows.
 
-Parts are cut at requests, so that what a stream did before lies in its own part. That a request stays in one part is
-verified; where it does not, the trace is read again as a whole.
+1. Everything but what follows: each part on its own, added up. Parts are cut at requests, so that what a stream did
+   before lies in its own part; where a request turns out to be in two, the trace is read again as one part.
+2. Caches that requests share (``--cache-scope layer`` or ``run``), in the order of the engine's steps.
+3. Policies at capacities that are fractions: of what, the first passes have found.
+
+Where the trace does not tell its block size, the first records are looked at before.
 """
 
 from __future__ import annotations
@@ -28,10 +32,17 @@ LARGEST_BLOCK = (1 << 31) - 1
 """Positions are 32-bit integers."""
 
 
+def passes(config: AnalyzeConfig) -> int:
+    """How often :func:`analyze_trace` reads a trace."""
+    wide = config.cache_scope in ("layer", "run")
+    again = any(given < 1 for given in config.lru_caps) and bool(chosen(config.policies, config.cache_scope))
+    return 1 + wide + again
+
+
 def analyze_trace(trace: TraceDir, config: AnalyzeConfig, advance: Callable[[int], None]) -> list[dict[str, Any]]:
     """The results of one trace, one for each block size.
 
-    ``advance`` is called with the number of bytes just read.
+    ``advance`` is called with the number of bytes just read; one that has to be read again counts negative first.
 
     Raises:
         InputError: a bad record in strict mode, no record with positions, no way to tell the block size, options at
@@ -74,18 +85,19 @@ def analyze_trace(trace: TraceDir, config: AnalyzeConfig, advance: Callable[[int
         raise InputError(f"the records in {trace.path} have several block sizes: {sizes}", "choose with --block-size")
     _require_figures(trace, config, total)
     if task.run_wide:
-        total.caches = run_wide_caches(units, task, total.counts.accepted)
+        total.caches = run_wide_caches(units, task, total.counts.accepted, advance)
     capacities = {size: resolved(config.lru_caps, total.caches[size].lru) for size in block_sizes}
     if fractions and policies:
         again = replace(task, policies=policies, capacities=capacities, policies_only=True)
         if task.run_wide:
-            simulated = run_wide_caches(units, again, total.counts.accepted)
+            simulated = run_wide_caches(units, again, total.counts.accepted, advance)
         else:
-            simulated = _count(units, again, lambda done: None).caches
+            simulated = _count(units, again, advance).caches
         for size in block_sizes:
             total.caches[size].policies = simulated[size].policies
     results = [to_result(trace, config, size, total, capacities[size], policies) for size in block_sizes]
-    for result, answers in zip(results, decide(results), strict=True):
+    curves = [total.caches[size].lru for size in block_sizes]
+    for result, answers in zip(results, decide(results, curves), strict=True):
         result["decision"] = answers
     return results
 
@@ -95,6 +107,7 @@ def _count(units: Sequence[Unit], task: Task, advance: Callable[[int], None]) ->
     total = PartFigures.none(task)
     for part in count_parts(units, task, task.config.workers, task.config.scheduler, advance):
         if total.requests & part.requests:
+            advance(-total.counts.bytes - part.counts.bytes)
             return analyze_part(units, task, advance)
         total.merge(part)
     return total

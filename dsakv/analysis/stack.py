@@ -23,6 +23,7 @@ STEP, SEQUENTIAL = 0, 1
 _SLOTS = 8
 """Slots for each block of the width: the more, the rarer they run out."""
 _WORD = 64
+_FEW = 512
 _ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
 _SCALARS = 4  # slots used, first slot of the last step, its blocks, older blocks
 
@@ -107,6 +108,32 @@ def _upto(bits: NDArray[np.uint64], below: NDArray[np.int32], slot: int) -> np.i
 
 
 @compiled
+def _count_moved(slots: NDArray[np.int32], moved: NDArray[np.int32]) -> None:
+    """For each slot how many of those before it are greater: by looking, or for many in a Fenwick tree over ranks."""
+    n = len(slots)
+    if n <= _FEW:
+        for i in range(n):
+            count = np.int32(0)
+            for j in range(i):
+                count += np.int32(slots[j] > slots[i])
+            moved[i] = count
+        return
+    rank = np.empty(n, dtype=np.int64)
+    rank[np.argsort(slots)] = np.arange(1, n + 1)
+    tree = np.zeros(n + 1, dtype=np.int32)
+    for i in range(n):
+        smaller, node = 0, rank[i]
+        while node:
+            smaller += tree[node]
+            node &= node - 1
+        moved[i] = i - smaller
+        node = rank[i]
+        while node <= n:
+            tree[node] += 1
+            node += node & -node
+
+
+@compiled
 def _flip(bits: NDArray[np.uint64], slot: int) -> None:
     bits[slot // _WORD] ^= np.uint64(1) << np.uint64(slot % _WORD)
 
@@ -149,6 +176,7 @@ def _access(
     below = np.empty(all_bits.shape[1], dtype=np.int32)
     old_slot = np.empty(all_slots.shape[1], dtype=np.int32)  # of the older blocks in the step
     old_top = np.empty(all_slots.shape[1], dtype=np.int32)  # blocks of the last two steps above each when it moves
+    moved = np.empty(all_slots.shape[1], dtype=np.int32)  # older blocks above each that the step has moved before it
     for r in range(len(rows)):
         row = rows[r]
         slots, previous, bits, scalars = all_slots[row], all_previous[row], all_bits[row], all_scalars[row]
@@ -158,6 +186,10 @@ def _access(
             _renumber(slots, bits, bits, scalars)
         used, first, size, older = scalars[0], scalars[1], scalars[2], scalars[3]
 
+        # An example: a step reads 3 5 8 at slots 10 11 12, the next one 3 4 8. Before it, 8 has distance 0 and 3
+        # distance 2. One after the other, 3 still has 2; then 4 comes on top, and 3 went there too, so 8 has 2. In
+        # general a block of the last step lies below the later ids of that step that have not moved yet, all of them
+        # since ids ascend, and below the ``done`` blocks of this step.
         old, kept, new = 0, 0, 0
         same, times = 0, 0  # a run of equal distances
         for done in range(count):
@@ -182,13 +214,11 @@ def _access(
 
         if old:
             _count_words(bits, below)
+            _count_moved(old_slot[:old], moved)
         for i in range(old):
             above = older - _upto(bits, below, old_slot[i])
             step[size + above] += 1
-            moved = np.int32(0)  # those above that the step has moved to the top before
-            for j in range(i):
-                moved += np.int32(old_slot[j] > old_slot[i])
-            sequential[old_top[i] + above - moved] += 1
+            sequential[old_top[i] + above - moved[i]] += 1
         for i in range(old):
             _flip(bits, old_slot[i])
         for p in range(size if kept < size else 0):

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from dsakv.analysis.run import analyze_trace
+from dsakv.analysis.run import analyze_trace, passes
 from dsakv.config import AnalyzeConfig
 from dsakv.console import Console
 from dsakv.errors import DsakvError, InputError
@@ -51,14 +51,15 @@ def analyze(config: AnalyzeConfig, console: Console) -> AnalysisOutcome:
     report = Path(config.report) if config.report is not None else None
     _check_targets([out] if report is None else [out, report], traces)
 
-    results = []
-    with _progress(traces, f"analyzing {root}", console) as read:
+    results: list[dict[str, Any]] = []
+    warnings: list[str] = []
+    with _progress(traces, f"analyzing {root}", console, passes(config)) as read:
         for trace in traces:
-            results += analyze_trace(trace, config, read)
-    for path in dict.fromkeys(result["trace_dir"] for result in results):
-        warnings = next(result["warnings"] for result in results if result["trace_dir"] == path)
-        for warning in warnings:
-            console.warn(f"{path}: {warning}")
+            found = analyze_trace(trace, config, read)
+            results += found
+            warnings += [f"{trace.path}: {warning}" for warning in found[0]["warnings"]]
+    for warning in warnings:
+        console.warn(warning)
 
     document = {"results": results}
     _write(out, orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
@@ -88,9 +89,11 @@ def _to_parquet(
 
 
 @contextmanager
-def _progress(traces: Iterable[TraceDir], what: str, console: Console) -> Iterator[Callable[[int], None]]:
+def _progress(
+    traces: Iterable[TraceDir], what: str, console: Console, passes: int = 1
+) -> Iterator[Callable[[int], None]]:
     """A bar in megabytes, advanced by bytes."""
-    total = sum(shard.stat().st_size for trace in traces for shard in trace.shards)
+    total = passes * sum(shard.stat().st_size for trace in traces for shard in trace.shards)
     with console.progress(-(-total // _MB), what, "MB") as advance:
         done = 0
 

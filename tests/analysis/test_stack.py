@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -66,19 +67,19 @@ def test_distances_are_places_in_a_list(steps: list[Step], batch: int) -> None:
         assert (counter(histogram[STEP]), counter(histogram[SEQUENTIAL]), cold) == expected
 
 
-@settings(max_examples=30)
-@given(st.randoms(use_true_random=False), st.integers(1, 4))
-def test_slots_run_out_and_ids_grow(random: object, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    steps = []
-    for t in range(300):
-        top = 20 + 3 * t
-        steps.append((0, sorted(rng.choice(top, int(rng.integers(0, 20)), replace=False).tolist())))
+@pytest.mark.parametrize(("ids", "steps", "most"), [(40, 400, 20), (1000, 1200, 20), (1400, 24, 1300)])
+def test_slots_run_out_ids_grow_and_many_older_blocks_move(ids: int, steps: int, most: int) -> None:
+    rng = np.random.default_rng(ids)
+    made = []
+    for t in range(steps):
+        top = max(most, ids * (t + 1) // steps)
+        made.append((0, sorted(rng.choice(top, int(rng.integers(0, most)), replace=False).tolist())))
     stacks = LruStacks()
-    for begin in range(0, len(steps), 9):
-        access(stacks, steps[begin : begin + 9])
+    for begin in range(0, len(made), 9):
+        access(stacks, made[begin : begin + 9])
+    assert sum(len(chosen) for _, chosen in made) > 8 * ids  # more than there are slots
     histogram, cold = stacks.take(0)
-    expected = distances([chosen for _, chosen in steps])
+    expected = distances([chosen for _, chosen in made])
     assert (counter(histogram[STEP]), counter(histogram[SEQUENTIAL]), cold) == expected
 
 
