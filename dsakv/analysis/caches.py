@@ -52,7 +52,7 @@ class LruCurves:
         self._layer = np.zeros(0, dtype=np.int64)  # by row of a live cache: its layer, or _FREE
         self._step = Grid(count=np.int64)  # [L, distances]
         self._sequential = Grid(count=np.int64)
-        self._cold = Grid(count=np.int64)  # [L, 0]: first accesses
+        self._cold: Counter[int] = Counter()  # first accesses by layer row
         self._sizes: Counter[int] = Counter()  # of steps' sets
         self._needs: Counter[tuple[float, int]] = Counter()  # caches by target and capacity (0: none reaches it)
 
@@ -77,20 +77,20 @@ class LruCurves:
     def merge(self, other: LruCurves) -> None:
         """Add the caches of ``other``; both have ended."""
         for layer, row in other.layers:
-            self._collect(layer, other._step["count"][row], other._sequential["count"][row], other._cold["count"][row])
+            self._collect(layer, other._step["count"][row], other._sequential["count"][row], other._cold[row])
         self.caches += other.caches
         self._sizes.update(other._sizes)
         self._needs.update(other._needs)
 
     def footprint(self) -> float:
         """Mean of the distinct blocks of a cache."""
-        return float(self._cold["count"].sum()) / self.caches if self.caches else 0.0
+        return self._cold.total() / self.caches if self.caches else 0.0
 
     def curve(self, mode: LruMode, layer: int | None = None) -> Curve:
         """Hits by capacity, of one layer or of all."""
         rows = self.layers.of(layer)
         histogram = (self._step if mode == "step" else self._sequential)["count"][rows].sum(axis=0)
-        return Curve(histogram, int(self._cold["count"][rows].sum()))
+        return Curve(histogram, sum(self._cold[row] for row in rows))
 
     def step_set(self) -> dict[str, Any]:
         """Blocks of a step: count of steps, nearest-rank percentiles, greatest."""
@@ -124,17 +124,16 @@ class LruCurves:
         if row >= len(self._layer) or self._layer[row] == _FREE:
             return
         histogram, cold = self._stacks.take(row)
-        self._collect(int(self._layer[row]), histogram[STEP], histogram[SEQUENTIAL], np.array([cold]))
+        self._collect(int(self._layer[row]), histogram[STEP], histogram[SEQUENTIAL], cold)
         self._layer[row] = _FREE
         self.caches += 1
         curve = Curve(histogram[MODES[self._mode]], cold)
         self._needs.update((target, curve.capacity_for(target) or 0) for target in TARGETS)
 
-    def _collect(
-        self, layer: int, step: NDArray[np.int64], sequential: NDArray[np.int64], cold: NDArray[np.int64]
-    ) -> None:
+    def _collect(self, layer: int, step: NDArray[np.int64], sequential: NDArray[np.int64], cold: int) -> None:
         row = self.layers.row(layer)
-        for grid, counts in ((self._step, step), (self._sequential, sequential), (self._cold, cold)):
+        self._cold[row] += cold
+        for grid, counts in ((self._step, step), (self._sequential, sequential)):
             grid.reserve(len(self.layers), len(counts))
             grid["count"][row, : len(counts)] += counts
 

@@ -12,7 +12,7 @@ from dsakv.analysis.caches import TARGETS, Curve, LruCurves
 from dsakv.analysis.figures import CacheFigures
 from dsakv.analysis.part import PartFigures
 from dsakv.analysis.recommend import recommend
-from dsakv.analysis.simulation import LRU, policy_result
+from dsakv.analysis.simulation import LRU
 from dsakv.config import AnalyzeConfig
 from dsakv.trace.intake import ReadCounts
 from dsakv.trace.open import TraceDir, has_random_weights
@@ -102,20 +102,32 @@ def _cache_figures(
         },
         "capacity_for_hit_rate": {str(target): curve.capacity_for(target) for target in TARGETS},
         "capacity_per_cache": lru.needs(),
-        "policies": policy_result(hits, capacities, _keys(config), curve.accesses),
+        "policies": {
+            name: {
+                key: _hits(capacity, count, curve.accesses)
+                for key, capacity, count in zip(_keys(config), capacities, counts, strict=True)
+            }
+            for name, counts in hits.items()
+        },
     }
 
 
 def _cache_sim(curve: Curve, config: AnalyzeConfig, capacities: tuple[int, ...], needed: int | None) -> dict[str, Any]:
     return {
         key: {
-            "capacity_blocks": capacity,
-            "hits": curve.hits(capacity),
-            "misses": curve.accesses - curve.hits(capacity),
-            "hit_rate": curve.hit_rate(capacity),
+            **_hits(capacity, curve.hits(capacity), curve.accesses),
             "below_step_set_p95": needed is not None and capacity < needed,
         }
         for key, capacity in zip(_keys(config), capacities, strict=True)
+    }
+
+
+def _hits(capacity: int, hits: int, accesses: int) -> dict[str, Any]:
+    return {
+        "capacity_blocks": capacity,
+        "hits": hits,
+        "misses": accesses - hits,
+        "hit_rate": hits / accesses if accesses else None,
     }
 
 

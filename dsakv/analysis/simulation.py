@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,8 +48,8 @@ class PolicyHits:
 
     def __init__(self, names: Sequence[str], capacities: tuple[int, ...]) -> None:
         self.capacities = capacities
-        self._online = {name: [POLICIES[name]().caches(c) for c in capacities] for name in names if name in POLICIES}
-        self._online.pop(LRU, None)
+        online = [name for name in names if name not in (LRU, OPT)]
+        self._online = {name: [POLICIES[name]().caches(c) for c in capacities] for name in online}
         self._opt = Opt(capacities) if OPT in names else None
         self._layers = LayerRows()
         self._hits = {name: np.zeros((0, len(capacities)), dtype=np.int64) for name in names if name != LRU}  # [L, C]
@@ -97,21 +96,3 @@ class PolicyHits:
         missing = len(self._layers) - len(self._hits[name])
         if missing:
             self._hits[name] = np.pad(self._hits[name], ((0, missing), (0, 0)))
-
-
-def policy_result(
-    hits: dict[str, Any], capacities: Sequence[int], keys: Sequence[str], accesses: int
-) -> dict[str, Any]:
-    """``{name: {key: {capacity_blocks,hits,misses,hit_rate}}}``."""
-    return {
-        name: {
-            key: {
-                "capacity_blocks": capacity,
-                "hits": count,
-                "misses": accesses - count,
-                "hit_rate": count / accesses if accesses else None,
-            }
-            for key, capacity, count in zip(keys, capacities, counts, strict=True)
-        }
-        for name, counts in hits.items()
-    }

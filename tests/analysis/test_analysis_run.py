@@ -96,7 +96,7 @@ def long_records(rng: np.random.Generator, request: int, steps: int) -> list[Rec
 @pytest.mark.parametrize("change", [{}, {"step_union": True}, {"key_mode": "request", "lru_mode": "sequential"}])
 def test_records_beyond_one_batch(tmp_path: Path, change: dict[str, Any]) -> None:
     rng = np.random.default_rng(3)
-    records = long_records(rng, 0, 200) + long_records(rng, 1, 70)
+    records = long_records(rng, 0, 90) + long_records(rng, 1, 40)
     write_shard(tmp_path / "trace_steps.jsonl", records)
     config = msgspec.structs.replace(AnalyzeConfig(block_sizes=(16, 64), lru_caps=(20, 50, 150)), **change)
     for result in run(tmp_path, config):
