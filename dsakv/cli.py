@@ -145,6 +145,10 @@ def guarded(call: Callable[[], int | None]) -> int:
     except BrokenPipeError:
         _give_up_stdout()
         return 1
+    except MemoryError as error:
+        return _fail(
+            f"out of memory: {error}", "ask for less at a time: larger blocks, shorter sequences, fewer workers", 1
+        )
     except OSError as error:
         _give_up_stdout()
         place = "" if error.filename is None else f"{error.filename}: "

@@ -31,8 +31,8 @@ class BlockRecords:
 
     @property
     def width(self) -> int:
-        """Blocks of the longest sequence."""
-        return int(self.current.max()) + 1
+        """Above every touched block: a sequence may be far longer than what is read of it."""
+        return int(self.blocks[self.offsets[1:] - 1].max()) + 1
 
 
 def touched_blocks(records: StreamRecords, block_sizes: Sequence[int]) -> Iterator[BlockRecords]:

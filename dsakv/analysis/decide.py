@@ -65,7 +65,9 @@ class _Sizing:
             return None
         model = (self.result["run_meta"] or {}).get("model")
         row = model.get("kv_bytes_per_token_layer") if isinstance(model, dict) else None
-        return self.block_size * row if isinstance(row, (int, float)) and row > 0 else None
+        return (
+            self.block_size * row if isinstance(row, (int, float)) and not isinstance(row, bool) and row > 0 else None
+        )
 
     @property
     def by_layer(self) -> bool:
@@ -143,7 +145,9 @@ def _policy(one: _Sizing) -> dict[str, Any]:
     entries: dict[str, Any] = next(iter(simulated.values()), {})
     key = min(entries, key=lambda k: abs(entries[k]["capacity_blocks"] - one.capacity), default=None)
     capacity = one.capacity if key is None else entries[key]["capacity_blocks"]
-    rates = {"lru": one.hit_rate(capacity)} | {name: found[key]["hit_rate"] for name, found in simulated.items()}
+    rates = {"lru": one.hit_rate(capacity)}
+    if key is not None:
+        rates |= {name: found[key]["hit_rate"] for name, found in simulated.items()}
     bound = rates.get("opt")
     online = {name: rate for name, rate in rates.items() if name != "opt"}
     best = max(online, key=lambda name: (online[name], name == "lru"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,14 +12,15 @@ from dsakv.analysis.records import StreamRecords
 from dsakv.compiled import compiled
 
 NEEDLES = ("needle_recall", "needle_found")
-Spans = Mapping[int, Sequence[tuple[int, int]]]
-"""Half-open token ranges by request; a request without any does not count."""
+Spans = Mapping[int | str, Sequence[tuple[int, int]]]
+"""Half-open token ranges by id of the request; one without any does not count."""
 
 
-def needle_recall(records: StreamRecords, spans: Spans) -> Columns:
+def needle_recall(records: StreamRecords, spans: Spans, id_of: Callable[[int], int | str]) -> Columns:
     """Share of the needles' tokens that a record selects, and of the needles of which it selects a token, [2, R].
 
-    NaN for a request without needles. ``positions`` may repeat; a token counts once.
+    NaN for a request without needles. ``positions`` may repeat; a token counts once. ``id_of`` tells the id of a
+    request by the number that records have.
     """
     out = np.full((len(NEEDLES), len(records)), np.nan)
     if not spans:
@@ -31,7 +32,7 @@ def needle_recall(records: StreamRecords, spans: Spans) -> Columns:
     for request in records.request.tolist():
         if request not in known:
             known[request] = len(known)
-            flat += spans.get(request, ())
+            flat += spans.get(id_of(request), ())
             places.append(len(flat))
         number.append(known[request])
     ranges = np.array(flat, dtype=np.int64).reshape(-1, 2)

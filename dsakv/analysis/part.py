@@ -18,6 +18,8 @@ from dsakv.trace.intake import Intake, ReadCounts
 from dsakv.trace.ordered import in_engine_order
 from dsakv.trace.units import Unit, read_unit
 
+_WITHOUT_ORDER = "use --cache-scope request or stream, which do not need the order of the engine's steps"
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -126,7 +128,7 @@ def _analyze(units: Sequence[Unit], task: Task, tell: Callable[[PartFigures], No
     part.counts, part.left_out = intake.counts, splitter.left_out
     batches = (batch for unit in units for batch in read_unit(unit, intake))
     for records in _split(splitter, batches):
-        needles = needle_recall(records, task.needles)
+        needles = needle_recall(records, task.needles, intake.id_of)
         for batch in touched_blocks(records, task.block_sizes):
             if not task.policies_only:
                 part.locality[batch.block_size].add(batch, needles)
@@ -153,17 +155,20 @@ def run_wide_caches(
     splitter = StreamSplitter(config, release=False)
     caches = task.caches()
     told = 0
-    for selected in _split(splitter, in_engine_order(units, intake)):
-        for batch in touched_blocks(selected, task.block_sizes):
-            caches[batch.block_size].add(batch)
-        advance(intake.counts.bytes - told)
-        told = intake.counts.bytes
+    try:
+        for selected in _split(splitter, in_engine_order(units, intake)):
+            for batch in touched_blocks(selected, task.block_sizes):
+                caches[batch.block_size].add(batch)
+            advance(intake.counts.bytes - told)
+            told = intake.counts.bytes
+    except InputError as error:  # the pass before had nothing to say against these records
+        raise InputError(error.message, _WITHOUT_ORDER) from error
     advance(intake.counts.bytes - told)
     if intake.counts.accepted != records:
         raise InputError(
-            f"{records - intake.counts.accepted} of {records} records cannot be put in the order of the engine's "
-            "steps, which a cache that requests share needs: engine_step is missing, or at odds with step_idx",
-            "use --cache-scope request or stream",
+            "not all records can be put in the order of the engine's steps, which a cache that requests share needs: "
+            "engine_step is missing, or at odds with step_idx",
+            _WITHOUT_ORDER,
         )
     for figures in caches.values():
         figures.end()

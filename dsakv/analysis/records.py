@@ -106,7 +106,7 @@ class StreamSplitter:
                 self._clock.seen(np.array(rows, dtype=np.int64), self._seen)
             yield from self._numbered(kept, rows) if self._config.by_layer else self._ordered(kept)
         if self._clock is not None:
-            yield from self._end(self._clock.ended(self._streams.live, self._seen))
+            yield from self._end(self._clock.ended(self._seen))
 
     def flush(self) -> Iterator[StreamRecords]:
         """The steps held back, at the end of the trace."""

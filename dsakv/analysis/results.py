@@ -14,7 +14,6 @@ from dsakv.analysis.part import PartFigures
 from dsakv.analysis.recommend import recommend
 from dsakv.analysis.simulation import LRU
 from dsakv.config import AnalyzeConfig
-from dsakv.trace.intake import ReadCounts
 from dsakv.trace.open import TraceDir, has_random_weights
 
 # They say how and where to, not what: results must be the same without them.
@@ -41,7 +40,7 @@ def to_result(
         "cache_scope": config.cache_scope,
         "step_union": config.step_union,
         "complete": not counts.rejected,
-        "warnings": _warnings(trace, counts),
+        "warnings": _warnings(trace, config, total, figures),
         "run_meta": trace.run_meta,
         "input": {
             "files": counts.files,
@@ -78,7 +77,7 @@ def resolved(given: tuple[float, ...], lru: LruCurves) -> tuple[int, ...]:
 
 
 def _keys(config: AnalyzeConfig) -> list[str]:
-    return [str(int(given)) if given >= 1 else f"{given:g}" for given in config.lru_caps]
+    return [str(int(given)) if given >= 1 else repr(given) for given in config.lru_caps]
 
 
 def _cache_figures(
@@ -148,8 +147,8 @@ def _curve(curve: Curve) -> dict[str, Any]:
     return {**curve.points(), "knee": at}
 
 
-def _warnings(trace: TraceDir, counts: ReadCounts) -> list[str]:
-    warnings = []
+def _warnings(trace: TraceDir, config: AnalyzeConfig, total: PartFigures, figures: dict[str, Any]) -> list[str]:
+    counts, warnings = total.counts, []
     if has_random_weights(trace.run_meta):
         warnings.append("the model's weights are random: locality numbers mean nothing")
     if counts.rejected:
@@ -157,5 +156,8 @@ def _warnings(trace: TraceDir, counts: ReadCounts) -> list[str]:
         warnings.append(f"the figures are incomplete: {bad} bad records were skipped")
     if counts.without_positions:
         warnings.append(f"{counts.without_positions} records without positions were skipped")
+    layers = max(len(locality.layers) for locality in total.locality.values())
+    if config.by_layer and layers > 1 and not figures["overlap"]["layers"]["jaccard"]["count"]:
+        warnings.append("the layers of a step do not follow each other in the trace: their overlap was not counted")
     warnings += [f"{place}: an unfinished last line was dropped" for place in counts.unfinished]
     return warnings

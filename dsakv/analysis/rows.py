@@ -69,7 +69,7 @@ class IdleClock:
 
     PATIENCE = 4096
     ROUNDS = 16
-    """Records, and records for each live stream, after which an idle one is taken for ended."""
+    """Records, and records for each stream that had one within ``PATIENCE``, after which an idle one has ended."""
 
     def __init__(self) -> None:
         self._last = np.zeros(0, dtype=np.int64)  # [rows], number of the last record seen; -1 for a free row
@@ -81,8 +81,9 @@ class IdleClock:
             self._last = np.concatenate([self._last, np.full(2 * top - len(self._last), -1, dtype=np.int64)])
         self._last[rows] = now
 
-    def ended(self, live: int, now: int) -> list[int]:
-        """Rows to release at record number ``now``, of ``live`` ones; they count as free from here on."""
+    def ended(self, now: int) -> list[int]:
+        """Rows to release at record number ``now``; they count as free from here on."""
+        live = int(np.count_nonzero(self._last >= max(now - self.PATIENCE, 0)))
         rows = np.flatnonzero((self._last >= 0) & (self._last < now - self.PATIENCE - self.ROUNDS * live))
         self._last[rows] = -1
         return list(rows.tolist())

@@ -110,6 +110,11 @@ def _count(units: Sequence[Unit], task: Task, advance: Callable[[int], None]) ->
             advance(-total.counts.bytes - part.counts.bytes)
             return analyze_part(units, task, advance)
         total.merge(part)
+    if len({type(request) for request in total.requests}) > 1:
+        raise InputError(
+            "some shards number their requests, others name them",
+            "analyze each kind on its own: they are not of one run",
+        )
     return total
 
 

@@ -12,7 +12,7 @@ from dsakv.analysis.needles import Spans
 from dsakv.analysis.scopes import Owners
 from dsakv.errors import InputError
 from dsakv.trace.files import read_lines
-from dsakv.trace.open import TraceDir
+from dsakv.trace.open import TraceDir, requests_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +30,9 @@ def read_side_facts(trace: TraceDir) -> SideFacts:
         InputError: it is damaged.
         OSError: it cannot be read.
     """
-    needles: dict[int, list[tuple[int, int]]] = {}
+    needles: dict[int | str, list[tuple[int, int]]] = {}
     owners: dict[int, list[tuple[int, int]]] = {}
-    places = (folder / "requests.jsonl" for folder in (trace.path.parent, trace.path))
-    path = next((place for place in places if place.is_file()), None)
+    path = requests_file(trace.path)
     if path is not None:
         for place, line in read_lines(path):
             try:
@@ -41,8 +40,8 @@ def read_side_facts(trace: TraceDir) -> SideFacts:
                 request = entry["request_id"]
                 spans = _pairs(entry.get("needle_spans", []))
                 shared = _pairs(entry.get("prefix_owners", []))
-                if type(request) is not int or any(begin >= end for begin, end in spans):
-                    raise ValueError("request_id and needle_spans must be integers and ranges")
+                if type(request) not in (int, str) or any(begin >= end for begin, end in spans):
+                    raise ValueError("request_id is no id, or needle_spans are no ranges")
                 if any(owner >= request for owner, _ in shared) or any(a >= b for a, b in pairwise(shared)):
                     raise ValueError("prefix_owners must ascend, and be earlier requests")
             except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -56,6 +55,6 @@ def read_side_facts(trace: TraceDir) -> SideFacts:
 
 def _pairs(value: Any) -> list[tuple[int, int]]:
     pairs = [(first, second) for first, second in value]
-    if any(type(number) is not int or number < 0 for pair in pairs for number in pair):
-        raise ValueError(f"{value!r} does not hold pairs of positions")
+    if any(type(number) is not int or not 0 <= number < 1 << 31 for pair in pairs for number in pair):
+        raise ValueError("a pair does not hold two positions")
     return pairs

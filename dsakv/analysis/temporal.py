@@ -29,7 +29,9 @@ class History:
     def __init__(self, windows: tuple[int, ...], reuse_cap: int) -> None:
         self.windows, self.reuse_cap = windows, reuse_cap
         self._state = Grid(mark=np.int32, step=np.int64)
-        self._before = np.zeros((3, 0), dtype=np.int64)  # [3, rows], blocks and step of the last record, width so far
+        self._before = np.zeros(
+            (3, 0), dtype=np.int64
+        )  # [3, rows], blocks and step of the last record, highest block + 1
         self.layers = LayerRows()
         self._reuse = Grid(count=np.int64)  # [L, near distances]
         self._far: Counter[tuple[int, int]] = Counter()  # by layer row and distance
@@ -56,7 +58,6 @@ class History:
         spilled = _follow(
             batch.blocks.view(np.uint32),
             batch.offsets,
-            batch.current,
             records.row,
             records.index,
             records.step,
@@ -167,7 +168,6 @@ def _widened(values: NDArray[np.int64], rows: int) -> NDArray[np.int64]:
 def _follow(
     blocks: NDArray[np.uint32],  # [T]
     offsets: NDArray[np.int64],  # [R + 1]
-    current: NDArray[np.int64],  # [R]
     rows: NDArray[np.int64],  # [R]
     index: NDArray[np.int64],  # [R]
     step: NDArray[np.int64],  # [R]
@@ -175,7 +175,7 @@ def _follow(
     windows: NDArray[np.int64],  # [W]
     mark: NDArray[np.int32],  # [rows, width], twice the number, from 1, of the record that touched the block last
     last_step: NDArray[np.int64],  # [rows, width]                     (0: none did), plus 1 if others did before it
-    before: NDArray[np.int64],  # [3, rows]: blocks and step of the stream's last record, blocks of its longest one
+    before: NDArray[np.int64],  # [3, rows]: blocks and step of the stream's last record, its highest block + 1
     reuse_cap: int,
     reuse: NDArray[np.int64],  # [L, near distances]
     touches: NDArray[np.int64],  # [2, L]: first, second
@@ -206,8 +206,8 @@ def _follow(
                         spilled += 1
             mine[block] = 2 * number + (last != 0)
             mine_step[block] = step[r]
-        distance = min(step[r] - before[1, row], reuse_cap)
-        if distance < near:
+        distance = min(step[r] - before[1, row], reuse_cap)  # of a first record it means nothing, and may be negative
+        if both and distance < near:
             reuse[layer, distance] += both
         else:
             far[0, spilled : spilled + both], far[1, spilled : spilled + both] = layer, distance
@@ -217,7 +217,11 @@ def _follow(
         size = offsets[r + 1] - offsets[r]
         out[0, r] = both / (size + before[0, row] - both) if index[r] else np.nan
         out[1, r] = both / before[0, row] if index[r] else np.nan
-        before[0, row], before[1, row], before[2, row] = size, step[r], max(before[2, row], current[r] + 1)
+        before[0, row], before[1, row], before[2, row] = (
+            size,
+            step[r],
+            max(before[2, row], blocks[offsets[r + 1] - 1] + 1),
+        )
         for w in range(len(windows)):
             out[2 + w, r] = (
                 size if windows[w] == 1 else _newer(mine[: before[2, row]], 2 * max(number - windows[w], 0) + 1)

@@ -7,12 +7,16 @@ again by another one.
 from __future__ import annotations
 
 import signal
+import socket
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import islice
 from multiprocessing import get_context
+from urllib.parse import urlsplit
 
 from dsakv.analysis.part import PartFigures, Task, analyze_part
 from dsakv.errors import DsakvError
@@ -45,6 +49,10 @@ def _count(unit: Unit, task: Task) -> PartFigures:
     return analyze_part([unit], task, lambda done: None)
 
 
+def _same(task: Task) -> Task:
+    return task
+
+
 def _in_processes(
     units: Sequence[Unit], task: Task, workers: int, advance: Callable[[int], None]
 ) -> Iterator[PartFigures]:
@@ -53,7 +61,8 @@ def _in_processes(
         with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker) as pool:
             todo = iter(units[done:])
             # A few ahead keep the workers busy; with all of them, figures would pile up here.
-            waiting = deque(pool.submit(_count, unit, task) for unit in islice(todo, 2 * workers))
+            with _deaf_to_interrupts():
+                waiting = deque(pool.submit(_count, unit, task) for unit in islice(todo, 2 * workers))
             try:
                 while waiting:
                     part = waiting.popleft().result()
@@ -72,6 +81,19 @@ def _in_processes(
                 pool.shutdown(wait=False, cancel_futures=True)
 
 
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Processes that start meanwhile say nothing to Ctrl-C before :func:`_start_worker` has run in them."""
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be set
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker at once and without a traceback
 
@@ -84,6 +106,7 @@ def _on_cluster(
     from distributed.scheduler import KilledWorker
 
     try:
+        _knock(scheduler)  # a client that does not find its scheduler goes on trying behind the scenes
         client = Client(scheduler, timeout=_ANSWER_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
         raise DsakvError(
@@ -95,7 +118,7 @@ def _on_cluster(
             raise DsakvError(
                 f"the Dask scheduler at {scheduler} has no workers", f"start some: dask worker {scheduler}"
             )
-        shared = client.scatter(task, broadcast=True, hash=False)
+        shared = client.submit(_same, task, pure=False)  # sent once a machine, and anew where a worker dies with it
         futures = [client.submit(_count, unit, shared, pure=False, retries=_ATTEMPTS) for unit in units]
         for unit, future in zip(units, futures, strict=True):
             try:
@@ -107,3 +130,11 @@ def _on_cluster(
             future.release()
             advance(unit.bytes)
             yield part
+
+
+def _knock(scheduler: str) -> None:
+    """Raise OSError or ValueError where nothing listens at ``tcp://host:port``."""
+    address = urlsplit(scheduler)
+    if address.scheme not in ("tcp", "tls") or address.hostname is None or address.port is None:
+        raise ValueError("an address looks like tcp://host:8786")
+    socket.create_connection((address.hostname, address.port), _ANSWER_SECONDS).close()

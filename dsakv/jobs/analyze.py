@@ -109,6 +109,9 @@ def _check_targets(targets: list[Path], traces: Iterable[TraceDir]) -> None:
     """Say before the work, not after it, that its results have nowhere to go."""
     if len({target.resolve() for target in targets}) < len(targets):
         raise InputError("--out and --report name the same file", "give each its own")
+    for target in targets:
+        if any(target.resolve() in other.resolve().parents for other in targets):
+            raise InputError(f"{target} cannot be a file and a folder", "give --out and --report files of their own")
     inputs = {path.resolve() for trace in traces for path in (*trace.shards, *run_files(trace.path))}
     for target in targets:
         if target.resolve() in inputs:

@@ -12,12 +12,12 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from dsakv.errors import DsakvError
+from dsakv.errors import DsakvError, InputError
 from dsakv.trace.columns import POSITIONS, REQUIRED, check, columns_of, paths, pruned
 from dsakv.trace.files import TEMP, disk_error
 from dsakv.trace.formats import read_records
 from dsakv.trace.intake import Intake
-from dsakv.trace.open import TraceDir
+from dsakv.trace.open import TraceDir, requests_file
 from dsakv.trace.parquet_format import ParquetShard
 from dsakv.trace.parquet_schema import VERSION_KEY, all_fields
 from dsakv.trace.schema import SCHEMA_VERSION
@@ -47,6 +47,7 @@ def to_parquet(
         DsakvError: ``target`` exists, a file cannot be read or written.
     """
     check_target(target)
+    target = target if target.name else target.resolve()  # "." has no name
     temp = target.with_name(f".{target.name}.{os.getpid()}{TEMP}")
     try:
         temp.mkdir(parents=True)
@@ -77,15 +78,21 @@ def to_parquet(
 def _copy_facts(trace: TraceDir, copy: Path) -> None:
     """The files that belong to the run. Where they name the format of its shards, they name the new one."""
     names = [trace.path / "run_meta.json", trace.path / "summary.json"]
+    requests = requests_file(trace.path)
+    if requests is not None:
+        names.append(requests)
     if trace.path.name.startswith("block"):  # else the folder above is none of ours
-        names += [trace.path.parent / "config.json", trace.path.parent / "requests.jsonl"]
+        names.append(trace.path.parent / "config.json")
     for source in names:
         if not source.is_file():
             continue
         target = copy / source.name if source.parent == trace.path else copy.parent / source.name
         content = source.read_bytes()
         if source.name in ("run_meta.json", "config.json"):
-            facts = orjson.loads(content)
+            try:
+                facts = orjson.loads(content)
+            except orjson.JSONDecodeError as error:
+                raise InputError(f"{source} is not JSON: {error}", "repair it, or move it away") from None
             if isinstance(facts, dict) and isinstance(facts.get("trace"), dict) and "format" in facts["trace"]:
                 facts["trace"]["format"] = "parquet"
                 content = orjson.dumps(facts, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)

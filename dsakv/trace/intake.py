@@ -90,6 +90,7 @@ class Intake:
         self._last_step: dict[tuple[int, int], int] = {}  # by (request, layer)
         self._last_request_step: dict[int, int] = {}
         self._numbers: dict[str, int] = {}
+        self._names: list[str] = []  # by number
         self._id_type: type | None = None
 
     @property
@@ -109,6 +110,10 @@ class Intake:
             raise BadRecordError("wrong_type", f'"request_id" is {shown(request)}, of another type than before it')
         return request if isinstance(request, int) else self._numbers.get(request, len(self._numbers))
 
+    def id_of(self, number: int) -> int | str:
+        """The id of a request by its number in the columns."""
+        return self._names[number] if self._names else number
+
     def enter(self, request: int | str, layer: int, step: int) -> int:
         """Note a record that is right in itself as the newest of its stream; returns the request's number.
 
@@ -126,8 +131,9 @@ class Intake:
                 raise _out_of_order(request, layer, step, last)
             self._last_request_step[number] = step
         self._id_type = type(request)
-        if isinstance(request, str):
+        if isinstance(request, str) and number == len(self._names):
             self._numbers[request] = number
+            self._names.append(request)
         self._last_step[stream] = step
         return number
 
@@ -163,7 +169,10 @@ class Intake:
 
 def shown(value: Any) -> str:
     """A value of a record for a message, not too long."""
-    text = orjson.dumps(value).decode()
+    try:
+        text = orjson.dumps(value).decode()
+    except orjson.JSONEncodeError:
+        return "nested too deep to show"
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 

@@ -61,7 +61,7 @@ def _whole_lines(path: Path, intake: Intake, chunk_bytes: int) -> Iterator[tuple
             raw = stack.enter_context(path.open("rb", buffering=0))
             file: FileIO | zstd.ZstdFile = raw
             if path.suffix == ".zst":
-                file = stack.enter_context(zstd.ZstdFile(raw))
+                file = stack.enter_context(zstd.ZstdFile(raw, options={zstd.DecompressionParameter.window_log_max: 31}))
             counted = 0
             while count := file.readinto(memoryview(buffer)[filled:]):
                 intake.counts.bytes += raw.tell() - counted

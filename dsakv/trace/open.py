@@ -51,12 +51,36 @@ def find_traces(root: Path) -> list[TraceDir]:
         if shards:
             path = Path(folder)
             _require_once(path, shards)
+            for name in shards:
+                _require_regular(path / name)
             traces.append(TraceDir(path, tuple(path / name for name in shards), _load_run_meta(path)))
     if not traces:
         raise InputError(
             f"no trace in {root}", "trace_steps_*.jsonl files are looked for in it and in its subdirectories"
         )
     return traces
+
+
+def requests_file(trace_dir: Path) -> Path | None:
+    """``requests.jsonl`` of the run that a trace belongs to: in the folder above ``block<N>``, else beside the shards.
+
+    Raises:
+        InputError: there is something of that name, but no file.
+    """
+    path = (trace_dir.parent if trace_dir.name.startswith("block") else trace_dir) / "requests.jsonl"
+    _require_regular(path)
+    return path if path.exists() else None
+
+
+def _require_regular(path: Path) -> None:
+    """Reading from anything but a file may wait for ever. What is not there is for its reader to tell."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is no regular file", "put a file in its place, or move it away")
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = str(path).encode(errors="backslashreplace").decode()
+        raise InputError(f"{shown}: the name is no UTF-8", "rename it: results name their files") from None
 
 
 def _require_once(folder: Path, names: list[str]) -> None:
@@ -93,13 +117,15 @@ def newest_run(outputs: Path) -> Path:
 
 def _load_run_meta(trace_dir: Path) -> dict[str, Any] | None:
     path = trace_dir / "run_meta.json"
+    _require_regular(path)
     try:
         meta = orjson.loads(path.read_bytes())
+        orjson.dumps(meta)  # results quote it
     except FileNotFoundError:
         return None
     except OSError as error:
         raise _cannot_read(path, error) from error
-    except orjson.JSONDecodeError as error:
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError) as error:
         raise InputError(f"{path} is not JSON: {error}", "repair it, or move it away and give --block-size") from error
     if not isinstance(meta, dict):
         raise InputError(f"{path} holds no JSON object", "repair it, or move it away and give --block-size")

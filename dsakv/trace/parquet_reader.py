@@ -76,7 +76,7 @@ def _columns(source: ParquetTrace, intake: Intake) -> list[str]:
         if name == _POSITIONS:
             right, wanted = _is_list(found) and pa.types.is_integer(found.value_type), "lists of integers"
         elif name == "event":
-            right, wanted = _is_string(_plain(found)), "strings"
+            right, wanted = _is_string(_plain(found)) or pa.types.is_null(found), "strings"
         elif name == "request_id":
             right, wanted = pa.types.is_integer(_plain(found)) or _is_string(_plain(found)), "integers or strings"
         else:
@@ -101,7 +101,9 @@ class _Rows:
         engine_step = self._integers("engine_step", -(1 << 53), 1 << 53) if intake.engine_steps else None
         if "event" in self._rows.schema.names:
             event = self._rows["event"]
-            right = pc.or_(pc.equal(_plain_array(event), "dsa_topk").fill_null(False), pc.is_null(event))
+            right = pc.or_(
+                pc.equal(_plain_array(event).cast(pa.string()), "dsa_topk").fill_null(False), pc.is_null(event)
+            )
             self._bad |= ~_numpy(right)
         offsets, positions = self._positions(seq_len)
         ids: Any = _plain_array(self._rows["request_id"])

@@ -53,10 +53,10 @@ def test_an_idle_row_ends_once(hasty: None) -> None:
     clock = IdleClock()
     clock.seen(np.array([0, 1]), 2)
     clock.seen(np.array([1]), 6)
-    assert clock.ended(2, 5) == []
-    assert clock.ended(2, 6) == [0]
-    assert clock.ended(2, 6) == []
-    assert clock.ended(1, 100) == [1]
+    assert clock.ended(4) == []
+    assert clock.ended(6) == [0]
+    assert clock.ended(6) == []
+    assert clock.ended(100) == [1]
 
 
 def test_a_grid_keeps_what_it_holds_and_is_zero_elsewhere() -> None:

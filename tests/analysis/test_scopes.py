@@ -128,7 +128,7 @@ def test_what_a_shared_cache_needs_is_asked_for(tmp_path: Path) -> None:
     write_shard(tmp_path / "trace_steps.jsonl", [record(0, 0, step, [step]) for step in range(3)])
     with pytest.raises(InputError, match='"engine_step" is missing'):
         run(tmp_path, AnalyzeConfig(block_size=4, cache_scope="run"))
-    with pytest.raises(InputError, match="3 of 3 records cannot be put in the order"):
+    with pytest.raises(InputError, match="not all records can be put in the order"):
         run(tmp_path, AnalyzeConfig(block_size=4, cache_scope="run", on_error="skip"))
     assert run(tmp_path, AnalyzeConfig(block_size=4, cache_scope="request"))
     with pytest.raises(InputError, match="--step-union merges them"):
