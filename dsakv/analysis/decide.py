@@ -15,8 +15,8 @@ WORTHWHILE = 0.01
 """Hit rate that another policy must gain to be worth its trouble."""
 ALIKE = 1.05
 """Traffic within this factor counts as the same."""
-NEAR = 0.25
-"""Share of the advised capacity within which a simulated one stands for it."""
+NEAR = 1.5
+"""Factor within which a simulated capacity stands for the advised one."""
 NOT_WORTH_IT = 0.75
 """Share of the blocks of a cache from which on there is no small near tier."""
 
@@ -136,47 +136,60 @@ def _memory(one: _Sizing) -> dict[str, Any]:
 
 
 def _policy(one: _Sizing) -> dict[str, Any]:
-    simulated = one.result["policies"]
     rule = (
-        f"LRU, unless another policy gains {WORTHWHILE:.0%} of hits over it at the simulated capacity nearest to the "
-        "one above; opt knows the future and bounds them all"
+        f"LRU, unless another policy gains {WORTHWHILE:.0%} of hits over it at a simulated capacity near the one "
+        "above, which holds 95% of steps' sets and not everything; opt knows the future and bounds them all"
     )
-    question = "Which eviction policy?"
-    entries: dict[str, Any] = next(iter(simulated.values()), {})
-    key = min(entries, key=lambda k: abs(entries[k]["capacity_blocks"] - one.capacity), default=None)
-    capacity = one.capacity if key is None else entries[key]["capacity_blocks"]
-    rates = {"lru": one.hit_rate(capacity)}
-    if key is not None:
-        rates |= {name: found[key]["hit_rate"] for name, found in simulated.items()}
+    capacity, rates = _compared(one)
     bound = rates.get("opt")
     online = {name: rate for name, rate in rates.items() if name != "opt"}
-    best = max(online, key=lambda name: (online[name], name == "lru"))
-    gain = online[best] - online["lru"]
-    if gain >= WORTHWHILE:
-        text = f"{best}: at {capacity:,} blocks it hits {online[best]:.1%}, LRU {online['lru']:.1%}."
-    else:
-        text = f"LRU: at {capacity:,} blocks it hits {online['lru']:.1%}" + (
-            f", and none of the {len(online) - 1} others gains {WORTHWHILE:.0%}." if len(online) > 1 else "."
+    if not rates:
+        text = (
+            f"LRU, not compared: no policy was simulated near {one.capacity:,} blocks. Add {one.capacity} to "
+            "--lru-caps, with --policies all, to compare there."
         )
-    if key is None or (bound is None and len(online) == 1):
-        text += " No other was simulated: --policies all compares them."
-    if bound is not None:
-        left = bound - online[best]
-        text += f" Perfect foresight would hit {bound:.1%}"
-        if left < WORTHWHILE:
-            text += ": there is nothing left to gain."
-        elif len(online) == 1:
-            text += f", {left:.1%} more: --policies all shows what other policies make of it."
+    else:
+        best = max(online, key=lambda name: (online[name], name == "lru"))
+        if online[best] - online["lru"] >= WORTHWHILE:
+            text = f"{best}: at {capacity:,} blocks it hits {online[best]:.1%}, LRU {online['lru']:.1%}."
         else:
-            text += f": no more than {left:.1%} is left to gain, by prefetching say."
-    if abs(capacity - one.capacity) > NEAR * one.capacity:
-        text += f" That is the nearest of --lru-caps; add {one.capacity} to compare at the advised one."
+            others = f", and none of the {len(online) - 1} others gains {WORTHWHILE:.0%}" if len(online) > 1 else ""
+            text = f"LRU: at {capacity:,} blocks it hits {online['lru']:.1%}{others}."
+        if bound is not None:
+            left = bound - online[best]
+            text += f" Perfect foresight would hit {bound:.1%}"
+            if left < WORTHWHILE:
+                text += ": there is nothing left to gain."
+            elif len(online) == 1:
+                text += f", {left:.1%} more: --policies all shows what other policies make of it."
+            else:
+                text += f": no more than {left:.1%} is left to gain, by prefetching say."
     return {
-        "question": question,
+        "question": "Which eviction policy?",
         "answer": text,
         "rule": rule,
         "measured": {"capacity_blocks": capacity, **{f"{name}_hit_rate": rate for name, rate in rates.items()}},
     }
+
+
+def _compared(one: _Sizing) -> tuple[int, dict[str, float]]:
+    """The simulated capacity that stands for the advised one, and each policy's hit rate there; no rates without any.
+
+    Below a step's set policies differ in what none should be asked to do, and where everything fits in nothing.
+    """
+    simulated = one.result["policies"]
+    least, most = one.result["step_set_blocks"]["p95"], one.lru.footprint()
+    near = {
+        key: entry["capacity_blocks"]
+        for key, entry in next(iter(simulated.values()), {}).items()
+        if least <= entry["capacity_blocks"] < most
+        and one.capacity / NEAR <= entry["capacity_blocks"] <= one.capacity * NEAR
+    }
+    if not near:
+        return one.capacity, {}
+    key = min(near, key=lambda k: abs(near[k] - one.capacity))
+    rates = {name: found[key]["hit_rate"] for name, found in simulated.items()}
+    return near[key], {"lru": one.hit_rate(near[key])} | rates
 
 
 def _block_size(one: _Sizing, sizings: Sequence[_Sizing | None]) -> dict[str, Any]:
@@ -195,16 +208,17 @@ def _block_size(one: _Sizing, sizings: Sequence[_Sizing | None]) -> dict[str, An
             f"{uniform:.2f}."
         )
         return {"question": question, "answer": text, "rule": rule, "measured": {"read_amplification": measured}}
-    memory = min(other.capacity * other.block_size for other in others)
+    memory = max(other.capacity * other.block_size for other in others)  # in less, some size could not hold its steps
     traffic = {other.block_size: other.far_tokens(memory // other.block_size) for other in others}
     least = min(traffic.values())
     choice = max(size for size, moved in traffic.items() if moved <= least * ALIKE)
     shown = ", ".join(
         f"{size}: {one.size(moved)} in {moved / size:,.1f} blocks" for size, moved in sorted(traffic.items())
     )
+    alike = "" if traffic[choice] == least else f", within {ALIKE - 1:.0%} of the least and in fewer transfers"
     text = (
-        f"{choice} tokens. With the same near memory ({one.size(memory)}) a step of a cache brings from far, by block "
-        f"size: {shown}."
+        f"{choice} tokens{alike}. With the most near memory that any of these sizes calls for ({one.size(memory)} a "
+        f"cache, {memory // choice:,} blocks of {choice}), a step of a cache brings from far, by block size: {shown}."
     )
     return {
         "question": question,

@@ -184,7 +184,7 @@ def _labels(found: list[Result]) -> list[str]:
     folders = [path.parent.name if path.name.startswith("block") and path.parent.name else path.name for path in paths]
     labels = []
     for dataset, folder, path in zip(datasets, folders, paths, strict=True):
-        if dataset and Counter(datasets)[dataset] == 1:
+        if dataset and Counter(datasets)[dataset] == 1 and folder.startswith(dataset):  # else it was named on purpose
             labels.append(dataset)
         else:
             labels.append(folder if folder and Counter(folders)[folder] == 1 else str(path))

@@ -153,8 +153,8 @@ def below_note(result: Result) -> str:
 
 
 def block_sizes(run: Run) -> TableData:
-    """One row a block size; hit rates at the memory that the size shown first needs for 90%, or for its knee."""
-    tokens, lead = equal_memory(run), run.lead["block_size_tokens"]
+    """One row a block size; hit rates at the memory that the decision compares them at."""
+    tokens = equal_memory(run)
     rows = []
     for result in run.results:
         block, needed = result["block_size_tokens"], NEED_90.value(result)
@@ -175,16 +175,14 @@ def block_sizes(run: Run) -> TableData:
         "hit rate at equal memory",
         JACCARD.name,
     )
-    note = "" if tokens is None else f"Equal memory: {tokens:,} tokens in a cache, what blocks of {lead} need for "
-    note += "" if tokens is None else ("90% hits." if NEED_90.value(run.lead) is not None else "the knee.")
+    note = "" if tokens is None else f"Equal memory: {tokens:,} tokens in a cache, that of the decision."
     return TableData("Block sizes compared", columns, rows, note, frozenset())
 
 
 def equal_memory(run: Run) -> int | None:
-    """Tokens to compare block sizes at: what the size shown first needs for 90% of hits, else its knee."""
-    needed, knee = NEED_90.value(run.lead), curve(run.lead).knee
-    capacity = needed if needed is not None else None if knee is None else knee["capacity_blocks"]
-    return None if capacity is None else int(capacity * run.lead["block_size_tokens"])
+    """Tokens that the decision compares block sizes at; None where it does not."""
+    measured = (entry["measured"].get("near_tokens") for entry in run.lead.get("decision", []))
+    return next((tokens for tokens in measured if isinstance(tokens, int)), None)
 
 
 def advice(result: Result) -> TableData:
@@ -198,7 +196,9 @@ def advice(result: Result) -> TableData:
         )
         for entry in result["recommendations"]
     ]
-    note = "" if rows else "No rule of the decision table applies."
+    note = "No rule of the decision table applies."
+    if rows:
+        note = "Rules of thumb with fixed thresholds: where they and the decision disagree, follow the decision."
     return TableData("Advice of the decision table", ("rule", "measured", "advice", "figure"), rows, note,
                      frozenset({0, 2, 3}))  # fmt: skip
 

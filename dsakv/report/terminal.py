@@ -37,6 +37,8 @@ def render(document: dict[str, Any]) -> Group:
     parts: list[RenderableType] = [_opening(compared)]
     for run in compared:
         parts += _decision(run, len(compared) == 1)
+    rules = {one.question: one.rule for run in compared for one in tables.decisions(run.lead)}
+    parts += [_indented(Text(f"{question} Rule: {rule}.", style="dim"), 0) for question, rule in rules.items()]
     if len(compared) > 1:
         parts += [Text(), Rule(Text("Runs side by side"), align="left"), _Comparison(compared)]
     for run in compared:

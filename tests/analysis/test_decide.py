@@ -47,7 +47,12 @@ def test_the_answers_rest_on_the_curve(tmp_path: Path) -> None:
     assert f"{capacity:,} blocks of 4 tokens" in memory["answer"]
     assert "tokens for a request's 2 layers" in memory["answer"]
     assert "Only 4 was analyzed" in block["answer"]
-    assert policy["measured"]["lru_hit_rate"] <= policy["measured"]["opt_hit_rate"]
+    assert "not compared" in policy["answer"]
+    assert f"Add {capacity} to --lru-caps" in policy["answer"]
+    (again,) = run(tmp_path, AnalyzeConfig(block_size=4, lru_caps=(1, capacity, 9999)))
+    measured = again["decision"][1]["measured"]
+    assert measured["capacity_blocks"] == capacity
+    assert hits(capacity) / result["lru_curve"]["accesses"] == measured["lru_hit_rate"] <= measured["opt_hit_rate"]
     assert all(entry["rule"] for entry in result["decision"])
 
 

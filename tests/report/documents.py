@@ -55,7 +55,7 @@ def document(folder: Path, **options: Any) -> dict[str, Any]:
 
 def four_runs(folder: Path, **options: Any) -> dict[str, Any]:
     for place, name in enumerate(("burstgpt", "longbenchv2", "ruler", "sharegpt")):
-        write_trace(folder / f"run{place}", steps=24 + place, needles=name == "ruler", name=name)
+        write_trace(folder / f"{name}_{place}", steps=24 + place, needles=name == "ruler", name=name)
     return analyzed(folder, **options)
 
 

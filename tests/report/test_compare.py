@@ -23,12 +23,16 @@ def test_runs_group_block_sizes_and_lead_with_the_traces_own(tmp_path: Path) -> 
 def test_labels_tell_runs_apart(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_trace(tmp_path / name)
-        write_trace(tmp_path / "x" / name, name="other" + name)
+        write_trace(tmp_path / "x" / f"other{name}_1", name="other" + name)
+    write_trace(tmp_path / "mine", name="generate")
+    write_trace(tmp_path / "y" / "mine", name="generate")
     assert [run.label for run in runs(analyzed(tmp_path))] == [
-        str(tmp_path / "a" / "block4"),
-        str(tmp_path / "b" / "block4"),
+        "a",
+        "b",
+        str(tmp_path / "mine" / "block4"),
         "othera",
         "otherb",
+        str(tmp_path / "y" / "mine" / "block4"),
     ]
 
 
