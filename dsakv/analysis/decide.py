@@ -108,8 +108,9 @@ def _memory(one: _Sizing) -> dict[str, Any]:
     rate, best = one.hit_rate(one.capacity), 1 - one.curve.cold / one.curve.accesses
     size = one.size(one.capacity * one.block_size)
     layers = len(one.result["layers"])
-    if one.result["cache_scope"] == "stream" and layers > 1:
-        size += f", {one.size(layers * one.capacity * one.block_size)} for a request's {layers} layers"
+    whose = {"stream": "a request's", "layer": "all"}.get(one.result["cache_scope"])
+    if whose is not None and layers > 1:
+        size += f", {one.size(layers * one.capacity * one.block_size)} for {whose} {layers} layers"
     text = (
         f"{one.capacity:,} blocks of {one.block_size} tokens for {one.owner} ({size}). LRU then hits {rate:.1%} of "
         f"block reads; with unlimited memory it would hit {best:.1%}, since first reads always miss."
@@ -143,7 +144,9 @@ def _policy(one: _Sizing) -> dict[str, Any]:
     capacity, rates = _compared(one)
     bound = rates.get("opt")
     online = {name: rate for name, rate in rates.items() if name != "opt"}
-    if not rates:
+    if not rates and one.capacity >= one.lru.footprint():
+        text = "Any: at the advised capacity everything that is read again fits, and nothing has to be evicted."
+    elif not rates:
         text = (
             f"LRU, not compared: no policy was simulated near {one.capacity:,} blocks. Add {one.capacity} to "
             "--lru-caps, with --policies all, to compare there."

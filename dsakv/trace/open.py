@@ -56,7 +56,8 @@ def find_traces(root: Path) -> list[TraceDir]:
             traces.append(TraceDir(path, tuple(path / name for name in shards), _load_run_meta(path)))
     if not traces:
         raise InputError(
-            f"no trace in {root}", "trace_steps_*.jsonl files are looked for in it and in its subdirectories"
+            f"no trace in {root}",
+            "trace_steps_* files (.jsonl, .jsonl.zst, .parquet) are looked for in it and below it",
         )
     return traces
 

@@ -87,6 +87,7 @@ def test_another_policy_is_named_where_it_gains(tmp_path: Path) -> None:
 def test_no_decision_without_reuse_and_a_warning_where_all_is_needed(tmp_path: Path) -> None:
     assert decision(tmp_path, [record(0, 0, 0, [1, 2, 3])]) == [[]]
     everything = [record(0, 0, s, list(range(16)), 16 + s) for s in range(5)]
-    ((memory, *_),) = decision(tmp_path, everything)
+    ((memory, policy, *_),) = decision(tmp_path, everything)
     assert "no small near tier" in memory["answer"]
+    assert policy["answer"].startswith("Any: ")
     assert memory["measured"]["hit_rate"] == pytest.approx(0.8)
