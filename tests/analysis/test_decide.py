@@ -80,7 +80,7 @@ def test_another_policy_is_named_where_it_gains(tmp_path: Path) -> None:
     best = max((name for name in rates if name != "opt"), key=lambda name: rates[name])
     assert rates[best] > rates["lru"] + 0.01
     assert policy["answer"].startswith(f"{best}: at 10 blocks")
-    ((_, policy, *_),) = decision(tmp_path, cyclic, lru_caps=(10,), policies=("none",))
+    ((_, policy, *_),) = decision(tmp_path, drifting(), lru_caps=(10,), policies=("none",))
     assert "--policies all" in policy["answer"]
 
 
