@@ -27,7 +27,6 @@ import msgspec
 
 from dsakv.analysis.run import analyze_trace
 from dsakv.config import AnalyzeConfig
-from dsakv.trace.convert import to_parquet
 from dsakv.trace.open import find_traces
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -52,13 +51,16 @@ def main() -> None:
 
 
 def measure(folder: Path, options: Any) -> None:
+    from dsakv.trace.convert import to_parquet  # workers import this file, and need none of that
+
     drawn = draw(REQUESTS * LAYERS, STEPS, TOKENS, TOPK)
     lines, columns = folder / "jsonl", folder / "parquet"
     shards = max(1, options.records // SHARD)
     write_jsonl(lines, drawn, TOKENS, requests=REQUESTS, layers=LAYERS, shards=shards)
     to_parquet(find_traces(lines), lines, columns, print, lambda done: None)
     columns = columns / lines.name
-    analyze(lines, msgspec.structs.replace(CONFIG, max_steps_per_stream=2, policies=("all",)))  # compiles
+    for path in (lines, columns):  # compiles, and loads what each format needs
+        analyze(path, msgspec.structs.replace(CONFIG, max_steps_per_stream=2, policies=("all",)))
 
     plain = plain_speed(lines, options.plain_records)
     print(f"plain json + Counter, one block size: {plain:,.0f} records/s")
@@ -95,6 +97,7 @@ def measure(folder: Path, options: Any) -> None:
 def analyze(path: Path, config: AnalyzeConfig) -> float:
     """Seconds that it takes."""
     (trace,) = find_traces(path)
+    os.sync()  # what was written shall not be on its way to the disk meanwhile
     begin = time.perf_counter()
     analyze_trace(trace, config, lambda done: None)
     return time.perf_counter() - begin
