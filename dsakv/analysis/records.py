@@ -115,13 +115,9 @@ class StreamSplitter:
     def _rows(self, batch: TraceBatch) -> list[int]:
         """The row of each record's stream."""
         if not self._config.by_layer:
-            return [self._streams.row(request) for request in batch.request_id.tolist()]
-        rows = []
-        for request, layer in zip(batch.request_id.tolist(), batch.layer_id.tolist(), strict=True):
-            live = self._streams.live
-            rows.append(self._streams.row((request, layer)))
-            if self._streams.live > live:
-                self._layers[request] += 1
+            return self._streams.rows(batch.request_id.tolist())[0]
+        rows, new = self._streams.rows(zip(batch.request_id.tolist(), batch.layer_id.tolist(), strict=True))
+        self._layers.update(key[0] for key in new)
         return rows
 
     def _filtered(self, batch: TraceBatch) -> TraceBatch | None:
@@ -216,7 +212,7 @@ class StreamSplitter:
             row=row_of,
             index=index,
             request=batch.request_id.astype(np.int64),
-            request_row=np.array([self._requests.row(r) for r in batch.request_id.tolist()], dtype=np.int64),
+            request_row=np.array(self._requests.rows(batch.request_id.tolist())[0], dtype=np.int64),
             layer=batch.layer_id.astype(np.int64),
             step=batch.step_idx.astype(np.int64),
             seq_len=batch.seq_len.astype(np.int64),

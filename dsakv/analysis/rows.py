@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
-from typing import Any
+from collections.abc import Hashable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+K = TypeVar("K", bound=Hashable)
 
 
 class ReappearedError(Exception):
@@ -52,6 +54,18 @@ class Rows:
         self._rows[key] = row
         return row
 
+    def rows(self, keys: Iterable[K]) -> tuple[list[int], list[K]]:
+        """The row of each key, and the keys that are new. Raises as :meth:`row`."""
+        rows, new = [], []
+        known = self._rows.get
+        for key in keys:
+            row = known(key)
+            if row is None:
+                row = self.row(key)
+                new.append(key)
+            rows.append(row)
+        return rows, new
+
     def release(self, row: int) -> None:
         """Free ``row``; its key must not come back."""
         key = self._keys[row]
@@ -89,11 +103,15 @@ class IdleClock:
         return list(rows.tolist())
 
 
+_TABLE = 4096
+
+
 class LayerRows:
     """Numbers for the layers of a model, which all stay."""
 
     def __init__(self) -> None:
         self._rows: dict[int, int] = {}
+        self._table = np.empty(0, dtype=np.int64)  # [layers + 1], rows from layer -1 on; -1 for none
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -107,8 +125,21 @@ class LayerRows:
         return self._rows.setdefault(layer, len(self._rows))
 
     def rows(self, layers: NDArray[np.integer]) -> NDArray[np.int64]:
-        """The row of each layer, [R]."""
-        return np.array([self.row(layer) for layer in layers.tolist()], dtype=np.int64)
+        """The row of each layer, [R]. Layers are -1 or above."""
+        top = int(layers.max(initial=-1))
+        if top >= _TABLE:  # no model has so many
+            return np.array([self.row(layer) for layer in layers.tolist()], dtype=np.int64)
+        if top + 1 >= len(self._table):
+            self._table = np.full(top + 2, -1, dtype=np.int64)
+            for layer, row in self._rows.items():
+                if layer <= top:
+                    self._table[layer + 1] = row
+        rows: NDArray[np.int64] = self._table[layers + 1]
+        if (rows < 0).any():
+            for layer in np.unique(layers[rows < 0]).tolist():
+                self._table[layer + 1] = self.row(layer)
+            rows = self._table[layers + 1]
+        return rows
 
     def of(self, layer: int | None) -> list[int]:
         """The row of ``layer``, or all rows."""

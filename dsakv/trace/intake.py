@@ -142,12 +142,21 @@ class Intake:
 
         Returns its index, or how many there are; entering that one alone says what is wrong with it.
         """
-        at = begin
-        try:
+        if self._request_order or self._id_type not in (None, int):
             for at in range(begin, len(requests)):
-                self.enter(requests[at], layers[at], steps[at])
-        except BadRecordError:
-            return at
+                try:
+                    self.enter(requests[at], layers[at], steps[at])
+                except BadRecordError:
+                    return at
+            return len(requests)
+        last_steps = self._last_step
+        for at in range(begin, len(requests)):  # what ``enter`` does for integers, some hundred thousand times a second
+            stream, step = (requests[at], layers[at]), steps[at]
+            last = last_steps.get(stream)
+            if last is not None and step <= last:
+                return at
+            last_steps[stream] = step
+            self._id_type = int
         return len(requests)
 
     def reject(self, error: BadRecordError, path: Path, place: str) -> None:

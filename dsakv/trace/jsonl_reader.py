@@ -25,7 +25,7 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-BATCH_RECORDS = 256
+BATCH_RECORDS = 512
 CHUNK_BYTES = 4 << 20
 _BATCH_POSITIONS = 1 << 20
 

@@ -24,7 +24,7 @@ from dsakv.trace.jsonl_record import SCALARS, check_record
 from dsakv.trace.parquet_file import ParquetTrace, damage
 from dsakv.trace.row_groups import piece_bytes
 
-BATCH_RECORDS = 256
+BATCH_RECORDS = 1024
 _POSITIONS = "selected_token_pos"
 _OPTIONAL = ("event", "block_size_tokens", "engine_step")
 _HINT = "write it with a column for each field of a record, integers as integers"

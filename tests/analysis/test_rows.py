@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsakv.analysis import part
-from dsakv.analysis.rows import Grid, IdleClock, ReappearedError, Rows
+from dsakv.analysis.rows import Grid, IdleClock, LayerRows, ReappearedError, Rows
 from dsakv.config import AnalyzeConfig
 from tests.analysis.traces import Record, record, run, write_shard
 
@@ -47,6 +47,17 @@ def test_a_free_row_goes_to_the_next_key() -> None:
     assert (len(rows), rows.live, rows.key(0)) == (2, 2, "c")
     with pytest.raises(ReappearedError):
         rows.row("a")
+
+
+def test_layers_keep_their_rows_however_many_and_large_they_are() -> None:
+    layers = LayerRows()
+    known: dict[int, int] = {}
+    for ids in ([3, -1, 3], [0, 5, 70], [2**31 - 1, 3, 4096], [5, 4095], [-1, 2]):
+        rows = layers.rows(np.array(ids)).tolist()
+        for layer, row in zip(ids, rows, strict=True):
+            assert known.setdefault(layer, row) == row
+    assert sorted(known.values()) == list(range(len(known))) == [row for row in range(len(layers))]
+    assert dict(layers) == known
 
 
 def test_an_idle_row_ends_once(hasty: None) -> None:
