@@ -56,7 +56,7 @@ def test_layers_keep_their_rows_however_many_and_large_they_are() -> None:
         rows = layers.rows(np.array(ids)).tolist()
         for layer, row in zip(ids, rows, strict=True):
             assert known.setdefault(layer, row) == row
-    assert sorted(known.values()) == list(range(len(known))) == [row for row in range(len(layers))]
+    assert sorted(known.values()) == list(range(len(known))) == list(range(len(layers)))
     assert dict(layers) == known
 
 
