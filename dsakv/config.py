@@ -226,6 +226,9 @@ class AnalyzeConfig(Section, frozen=True):
         Literal["stream", "layer", "request", "run"],
         key("What shares a cache: a stream, one layer of all requests, all layers of a request, or the whole run."),
     ] = "stream"
+    cache_curves: Annotated[
+        bool, key("Also put the LRU curve of each cache by itself into the results, which makes them large.")
+    ] = False
     step_union: Annotated[bool, key("Merge the layers of a step into one record.")] = False
     max_steps_per_stream: Annotated[int, key("Records of each stream to analyze; 0 takes all.", ge=0)] = 0
     prefill_tail: Annotated[bool, key("Include the recorded tail of the prefill (negative steps).")] = False

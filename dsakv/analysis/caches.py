@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +31,8 @@ class CacheSteps:
     """[R] row of the cache."""
     layer: NDArray[np.int64]
     """[R] the layer that the cache serves; ``NO_LAYER`` where it serves several."""
+    request: NDArray[np.int64] | None
+    """[R] the request whose cache it is, by its number; None where requests share it."""
     offsets: NDArray[np.int64]  # [R + 1]
     ids: NDArray[np.int32]
     """[T] blocks as the cache numbers them, ascending and unique within a step."""
@@ -40,16 +42,28 @@ class CacheSteps:
     """Rows of caches that had ended before these steps: a row among them starts anew."""
 
 
+@dataclass(frozen=True, slots=True)
+class OneCache:
+    """A cache by itself; None for what it does not belong to alone."""
+
+    request: int | str | None
+    layer: int | None
+    step: Curve
+    sequential: Curve
+
+
 class LruCurves:
     """Histograms of stack distances, by layer, and what each cache by itself would need."""
 
-    def __init__(self, mode: LruMode) -> None:
-        """``mode`` is that of :meth:`needs`; curves are kept for both."""
+    def __init__(self, mode: LruMode, *, each: bool = False) -> None:
+        """``mode`` is that of :meth:`needs`; curves are kept for both. ``each`` keeps those of every cache."""
+        self.each: list[OneCache] | None = [] if each else None
         self.layers = LayerRows()
         self.caches = 0
         self._mode = mode
         self._stacks = LruStacks()
         self._layer = np.zeros(0, dtype=np.int64)  # by row of a live cache: its layer, or _FREE
+        self._request: dict[int, int] = {}  # by row of a live cache, where each is kept
         self._step = Grid(count=np.int64)  # [L, distances]
         self._sequential = Grid(count=np.int64)
         self._cold: Counter[int] = Counter()  # first accesses by layer row
@@ -64,6 +78,8 @@ class LruCurves:
         if len(self._layer) < top:
             self._layer = np.concatenate([self._layer, np.full(top - len(self._layer), _FREE)])
         self._layer[steps.row] = steps.layer
+        if self.each is not None and steps.request is not None:
+            self._request.update(zip(steps.row.tolist(), steps.request.tolist(), strict=True))
         self._stacks.access(steps.row, steps.offsets, steps.ids, steps.width)
         sizes, counts = np.unique(np.diff(steps.offsets), return_counts=True)
         self._sizes.update(dict(zip(sizes.tolist(), counts.tolist(), strict=True)))
@@ -81,6 +97,15 @@ class LruCurves:
         self.caches += other.caches
         self._sizes.update(other._sizes)
         self._needs.update(other._needs)
+        if self.each is not None and other.each is not None:
+            self.each += other.each
+
+    def name_requests(self, id_of: Callable[[int], int | str]) -> None:
+        """Put ids in place of the numbers of requests."""
+        if self.each is not None:
+            self.each = [
+                one if one.request is None else replace(one, request=id_of(int(one.request))) for one in self.each
+            ]
 
     def footprint(self) -> float:
         """Mean of the distinct blocks of a cache."""
@@ -125,6 +150,10 @@ class LruCurves:
             return
         histogram, cold = self._stacks.take(row)
         self._collect(int(self._layer[row]), histogram[STEP], histogram[SEQUENTIAL], cold)
+        if self.each is not None:
+            layer = int(self._layer[row])
+            curves = (Curve(np.trim_zeros(histogram[mode], "b"), cold) for mode in (STEP, SEQUENTIAL))
+            self.each.append(OneCache(self._request.get(row), None if layer == NO_LAYER else layer, *curves))
         self._layer[row] = _FREE
         self.caches += 1
         curve = Curve(histogram[MODES[self._mode]], cold)

@@ -93,7 +93,7 @@ class CacheFigures:
         self._layered = config.by_layer
         self._shared = None if config.cache_scope == "stream" else SharedSteps(config.cache_scope, owners)
         self._curves = curves
-        self.lru = LruCurves(config.lru_mode)
+        self.lru = LruCurves(config.lru_mode, each=config.cache_curves)
         self.policies = PolicyHits(policies, capacities)
 
     def add(self, batch: BlockRecords) -> None:

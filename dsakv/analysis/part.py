@@ -137,6 +137,8 @@ def _analyze(units: Sequence[Unit], task: Task, tell: Callable[[PartFigures], No
         tell(part)
     part.end()
     part.requests = intake.requests
+    for caches in part.caches.values():
+        caches.lru.name_requests(intake.id_of)
     tell(part)
     return part
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from dsakv import __version__
-from dsakv.analysis.caches import TARGETS, Curve, LruCurves
+from dsakv.analysis.caches import TARGETS, Curve, LruCurves, OneCache
 from dsakv.analysis.figures import CacheFigures
 from dsakv.analysis.part import PartFigures
 from dsakv.analysis.recommend import recommend
@@ -101,6 +101,7 @@ def _cache_figures(
         },
         "capacity_for_hit_rate": {str(target): curve.capacity_for(target) for target in TARGETS},
         "capacity_per_cache": lru.needs(),
+        "caches": None if lru.each is None else [_one(cache) for cache in sorted(lru.each, key=_order)],
         "policies": {
             name: {
                 key: _hits(capacity, count, curve.accesses)
@@ -139,6 +140,23 @@ def _layer_caches(lru: LruCurves, config: AnalyzeConfig, capacities: tuple[int, 
         "cache_sim": _cache_sim(curve, config, capacities, lru.step_set()["p95"]),
         "capacity_for_hit_rate": {str(target): curve.capacity_for(target) for target in TARGETS},
     }
+
+
+def _one(cache: OneCache) -> dict[str, Any]:
+    return {
+        "request_id": cache.request,
+        "layer_id": cache.layer,
+        "accesses": cache.step.accesses,
+        "first_accesses": cache.step.cold,
+        "step": _curve(cache.step),
+        "sequential": _curve(cache.sequential),
+    }
+
+
+def _order(cache: OneCache) -> tuple[int, str, int]:
+    """Requests by number or by name, then layers."""
+    number, name = (cache.request, "") if isinstance(cache.request, int) else (-1, cache.request or "")
+    return number, name, -1 if cache.layer is None else cache.layer
 
 
 def _curve(curve: Curve) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def stream_steps(batch: BlockRecords, layered: bool) -> CacheSteps:
     """One cache a stream; ``layered`` where a stream is of one layer."""
     records = batch.records
     layer = records.layer if layered else np.full(len(batch), NO_LAYER, dtype=np.int64)
-    return CacheSteps(records.row, layer, batch.offsets, batch.blocks, batch.width, records.ended)
+    return CacheSteps(records.row, layer, records.request, batch.offsets, batch.blocks, batch.width, records.ended)
 
 
 class SharedSteps:
@@ -80,7 +80,8 @@ class SharedSteps:
         bounds = np.append(offsets[first], offsets[-1])
         _sort(ids, bounds)
         layer = records.layer[first] if self._scope == "layer" else np.full(len(first), NO_LAYER, dtype=np.int64)
-        return CacheSteps(cache[first], layer, bounds, ids[: offsets[-1]], int(self._used.max()), ended)
+        request = records.request[first] if self._scope == "request" else None
+        return CacheSteps(cache[first], layer, request, bounds, ids[: offsets[-1]], int(self._used.max()), ended)
 
     def _opens(self, batch: BlockRecords) -> NDArray[np.bool_]:
         """Whether a record begins a pass, [R]."""

@@ -119,6 +119,44 @@ def test_layers_add_up_to_the_whole(tmp_path: Path) -> None:
             assert sum(layer["cache_sim"][capacity][key] for layer in layers) == result["cache_sim"][capacity][key]
 
 
+@pytest.mark.parametrize("scope", ["stream", "request", "layer", "run"])
+@pytest.mark.parametrize("names", [(0, 1), ("b", "a")])
+def test_each_cache_has_a_curve_of_its_own(tmp_path: Path, scope: Any, names: tuple[Any, Any]) -> None:
+    records = [
+        record(name, layer, step, [step + layer, 9 * at + 8, 40]) | {"engine_step": step}
+        for step in range(6)
+        for at, name in enumerate(names)
+        for layer in range(2)
+    ]
+    whole = result_of(tmp_path, records, cache_scope=scope, cache_curves=True)
+    assert result_of(tmp_path, records, cache_scope=scope)["caches"] is None
+    requests, layers = sorted(names), [0, 1]
+    expected = {
+        "stream": [(request, layer) for request in requests for layer in layers],
+        "request": [(request, None) for request in requests],
+        "layer": [(None, layer) for layer in layers],
+        "run": [(None, None)],
+    }[scope]
+    assert [(cache["request_id"], cache["layer_id"]) for cache in whole["caches"]] == expected
+    total = whole["lru_curve"]
+    for mode in ("step", "sequential"):
+        for capacity, hits in zip(total[mode]["capacity_blocks"], total[mode]["hits"], strict=True):
+            own = [
+                max(
+                    (
+                        h
+                        for c, h in zip(*map(cache[mode].get, ("capacity_blocks", "hits")), strict=True)
+                        if c <= capacity
+                    ),
+                    default=0,
+                )
+                for cache in whole["caches"]
+            ]
+            assert sum(own) == hits
+    for key in ("accesses", "first_accesses"):
+        assert sum(cache[key] for cache in whole["caches"]) == total[key]
+
+
 def test_capacities_are_blocks_or_fractions_and_nothing_between(tmp_path: Path) -> None:
     records = [record(0, 0, step, [8, 16, 24, 30, step]) for step in range(4)]
     simulated = result_of(tmp_path, records, lru_caps=(0.5, 3, 3), policies=("all",))
