@@ -17,6 +17,8 @@ ALIKE = 1.05
 """Traffic within this factor counts as the same."""
 NEAR = 1.5
 """Factor within which a simulated capacity stands for the advised one."""
+LITTLE = 0.2
+"""Hit rate of unlimited memory below which near memory is not worth much."""
 NOT_WORTH_IT = 0.75
 """Share of the blocks of a cache from which on there is no small near tier."""
 
@@ -30,8 +32,14 @@ def decide(results: Sequence[Result], curves: Sequence[LruCurves]) -> list[list[
     its whole set at once. There are none where nothing was read twice.
     """
     sizings = [_Sizing.of(result, lru) for result, lru in zip(results, curves, strict=True)]
+    cold = {  # tokens that a step brings from far where nothing is kept
+        result["block_size_tokens"]: lru.curve("step").accesses * result["block_size_tokens"] / count
+        for result, lru in zip(results, curves, strict=True)
+        if (count := result["step_set_blocks"]["count"])
+    }
     return [
-        [] if one is None else [_memory(one), _policy(one), _block_size(one, sizings), _error(one)] for one in sizings
+        [] if one is None else [_memory(one), _policy(one), _block_size(one, sizings, cold), _error(one)]
+        for one in sizings
     ]
 
 
@@ -76,6 +84,11 @@ class _Sizing:
     def hit_rate(self, capacity: int) -> float:
         return self.curve.hits(capacity) / self.curve.accesses
 
+    @property
+    def enough(self) -> int:
+        """The least capacity that hits all that any can hit: beyond it nothing has to be evicted."""
+        return self.curve.capacity_of(self.curve.accesses - self.curve.cold) or 1
+
     def far_tokens(self, capacity: int) -> float:
         """Tokens that a step of a cache brings from far, in whole blocks."""
         missed = self.curve.accesses - self.curve.hits(capacity)
@@ -112,12 +125,15 @@ def _memory(one: _Sizing) -> dict[str, Any]:
     if whose is not None and layers > 1:
         size += f", {one.size(layers * one.capacity * one.block_size)} for {whose} {layers} layers"
     text = (
-        f"{one.capacity:,} blocks of {one.block_size} tokens for {one.owner} ({size}). LRU then hits {rate:.1%} of "
+        f"{_blocks(one.capacity)} of {one.block_size} tokens for {one.owner} ({size}). LRU then hits {rate:.1%} of "
         f"block reads; with unlimited memory it would hit {best:.1%}, since first reads always miss."
     )
-    if share >= NOT_WORTH_IT:
+    if best < LITTLE:
+        text += " Little is read twice: near memory buys little for this workload."
+    elif share >= NOT_WORTH_IT:
+        part = f"{share:.0%}" if share < 1 else "all"
         text += (
-            f" That is {share:.0%} of the {seen:,.0f} blocks that a cache sees: this workload has no small "
+            f" That is {part} of the {seen:,.0f} blocks that a cache sees on average: this workload has no small "
             "near tier at this block size, plan to keep the context near."
         )
     return {
@@ -138,35 +154,35 @@ def _memory(one: _Sizing) -> dict[str, Any]:
 
 def _policy(one: _Sizing) -> dict[str, Any]:
     rule = (
-        f"LRU, unless another policy gains {WORTHWHILE:.0%} of hits over it at a simulated capacity near the one "
-        "above, which holds 95% of steps' sets and not everything; opt knows the future and bounds them all"
+        f"LRU, unless another policy hits a point ({WORTHWHILE:.0%} of accesses) more at a simulated capacity near "
+        "the one above, which holds 95% of steps' sets and not everything; opt knows the future and bounds them all"
     )
     capacity, rates = _compared(one)
     bound = rates.get("opt")
     online = {name: rate for name, rate in rates.items() if name != "opt"}
-    if not rates and one.capacity >= one.lru.footprint():
+    if not rates and one.capacity >= one.enough:
         text = "Any: at the advised capacity everything that is read again fits, and nothing has to be evicted."
     elif not rates:
         text = (
-            f"LRU, not compared: no policy was simulated near {one.capacity:,} blocks. Add {one.capacity} to "
-            "--lru-caps, with --policies all, to compare there."
+            f"LRU, not compared: no policy was simulated near {_blocks(one.capacity)} where it would have to evict. "
+            f"Add {one.capacity} to --lru-caps, with --policies all, to compare there."
         )
     else:
         best = max(online, key=lambda name: (online[name], name == "lru"))
         if online[best] - online["lru"] >= WORTHWHILE:
-            text = f"{best}: at {capacity:,} blocks it hits {online[best]:.1%}, LRU {online['lru']:.1%}."
+            text = f"{best}: at {_blocks(capacity)} it hits {online[best]:.1%}, LRU {online['lru']:.1%}."
         else:
-            others = f", and none of the {len(online) - 1} others gains {WORTHWHILE:.0%}" if len(online) > 1 else ""
-            text = f"LRU: at {capacity:,} blocks it hits {online['lru']:.1%}{others}."
+            others = f", and none of the {len(online) - 1} others hits a point more" if len(online) > 1 else ""
+            text = f"LRU: at {_blocks(capacity)} it hits {online['lru']:.1%}{others}."
         if bound is not None:
             left = bound - online[best]
             text += f" Perfect foresight would hit {bound:.1%}"
             if left < WORTHWHILE:
                 text += ": there is nothing left to gain."
             elif len(online) == 1:
-                text += f", {left:.1%} more: --policies all shows what other policies make of it."
+                text += f", {100 * left:.1f} points more: --policies all shows what other policies make of it."
             else:
-                text += f": no more than {left:.1%} is left to gain, by prefetching say."
+                text += f": {100 * left:.1f} points are the most that any eviction policy can add."
     return {
         "question": "Which eviction policy?",
         "answer": text,
@@ -181,7 +197,7 @@ def _compared(one: _Sizing) -> tuple[int, dict[str, float]]:
     Below a step's set policies differ in what none should be asked to do, and where everything fits in nothing.
     """
     simulated = one.result["policies"]
-    least, most = one.result["step_set_blocks"]["p95"], one.lru.footprint()
+    least, most = one.result["step_set_blocks"]["p95"], one.enough
     near = {
         key: entry["capacity_blocks"]
         for key, entry in next(iter(simulated.values()), {}).items()
@@ -195,7 +211,7 @@ def _compared(one: _Sizing) -> tuple[int, dict[str, float]]:
     return near[key], {"lru": one.hit_rate(near[key])} | rates
 
 
-def _block_size(one: _Sizing, sizings: Sequence[_Sizing | None]) -> dict[str, Any]:
+def _block_size(one: _Sizing, sizings: Sequence[_Sizing | None], cold: dict[int, float]) -> dict[str, Any]:
     question = "Which block size?"
     rule = (
         f"least traffic from far at equal near memory; within {ALIKE - 1:.0%} the larger block, which moves it in "
@@ -212,7 +228,7 @@ def _block_size(one: _Sizing, sizings: Sequence[_Sizing | None]) -> dict[str, An
         )
         return {"question": question, "answer": text, "rule": rule, "measured": {"read_amplification": measured}}
     memory = max(other.capacity * other.block_size for other in others)  # in less, some size could not hold its steps
-    traffic = {other.block_size: other.far_tokens(memory // other.block_size) for other in others}
+    traffic = cold | {other.block_size: other.far_tokens(memory // other.block_size) for other in others}
     least = min(traffic.values())
     choice = max(size for size, moved in traffic.items() if moved <= least * ALIKE)
     shown = ", ".join(
@@ -221,7 +237,7 @@ def _block_size(one: _Sizing, sizings: Sequence[_Sizing | None]) -> dict[str, An
     alike = "" if traffic[choice] == least else f", within {ALIKE - 1:.0%} of the least and in fewer transfers"
     text = (
         f"{choice} tokens{alike}. With the most near memory that any of these sizes calls for ({one.size(memory)} a "
-        f"cache, {memory // choice:,} blocks of {choice}), a step of a cache brings from far, by block size: {shown}."
+        f"cache, {_blocks(memory // choice)} of {choice}), a step of a cache brings from far, by block size: {shown}."
     )
     return {
         "question": question,
@@ -239,8 +255,13 @@ def _error(one: _Sizing) -> dict[str, Any]:
     moved = {name: one.far_tokens(c) for name, c in (("half", half), ("chosen", one.capacity), ("double", double))}
     text = (
         f"With half the blocks ({half:,}) LRU hits {one.hit_rate(half):.1%} and a step brings "
-        f"{one.size(moved['half'])} from far instead of {one.size(moved['chosen'])}. With twice as many ({double:,}) "
-        f"it hits {one.hit_rate(double):.1%}, {one.size(moved['double'])} a step."
+        f"{one.size(moved['half'])} from far instead of {one.size(moved['chosen'])}. "
+        if half < one.capacity
+        else ""
+    )
+    text += (
+        f"With twice as many blocks ({double:,}) LRU hits {one.hit_rate(double):.1%}, and a step brings "
+        f"{one.size(moved['double'])} from far."
     )
     stalled = one.lru.steps_above(half)
     if stalled > 0:
@@ -255,3 +276,8 @@ def _error(one: _Sizing) -> dict[str, Any]:
             **{f"far_tokens_per_step_{name}": tokens for name, tokens in moved.items()},
         },
     }
+
+
+def _blocks(count: int) -> str:
+    """``1 block``, ``2 blocks``."""
+    return f"{count:,} block{'' if count == 1 else 's'}"

@@ -68,7 +68,8 @@ class SharedSteps:
         if len(self._used) < caches:
             self._used = np.concatenate([self._used, np.zeros(caches - len(self._used), dtype=np.int64)])
         self._used[list(ended)] = 0
-        self._stamp.reserve(caches, int(self._used.max()) + len(batch.blocks))
+        new = np.bincount(cache, weights=np.diff(batch.offsets), minlength=len(self._used)).astype(np.int64)
+        self._stamp.reserve(caches, int((self._used + new).max()))
         ids, offsets = np.empty(len(batch.blocks), dtype=np.int32), np.empty(len(batch) + 1, dtype=np.int64)
         opens = self._opens(batch)
         _number(

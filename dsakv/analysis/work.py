@@ -6,6 +6,7 @@ again by another one.
 
 from __future__ import annotations
 
+import ctypes
 import signal
 import socket
 import threading
@@ -22,6 +23,7 @@ from dsakv.analysis.part import PartFigures, Task, analyze_part
 from dsakv.errors import DsakvError
 from dsakv.trace.units import Unit
 
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 _ANSWER_SECONDS = 10
 _ATTEMPTS = 3
 """Times that workers may die before a part is given up."""
@@ -96,6 +98,7 @@ def _deaf_to_interrupts() -> Iterator[None]:
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker at once and without a traceback
+    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)  # and so does the end of who started it, by any cause
 
 
 def _on_cluster(

@@ -107,14 +107,14 @@ def _progress(
 
 def _check_targets(targets: list[Path], traces: Iterable[TraceDir]) -> None:
     """Say before the work, not after it, that its results have nowhere to go."""
-    if len({target.resolve() for target in targets}) < len(targets):
+    if len({_real(target) for target in targets}) < len(targets):
         raise InputError("--out and --report name the same file", "give each its own")
     for target in targets:
-        if any(target.resolve() in other.resolve().parents for other in targets):
+        if any(_real(target) in _real(other).parents for other in targets):
             raise InputError(f"{target} cannot be a file and a folder", "give --out and --report files of their own")
-    inputs = {path.resolve() for trace in traces for path in (*trace.shards, *run_files(trace.path))}
+    inputs = {_real(path) for trace in traces for path in (*trace.shards, *run_files(trace.path))}
     for target in targets:
-        if target.resolve() in inputs:
+        if _real(target) in inputs:
             raise InputError(f"{target} is part of the trace", "name another file for the results")
         if target.is_dir():
             raise InputError(f"{target} is a directory", "name a file for the results")
@@ -123,6 +123,11 @@ def _check_targets(targets: list[Path], traces: Iterable[TraceDir]) -> None:
         folder = next(path for path in target.absolute().parents if path.exists())
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
             raise DsakvError(f"cannot write {target}: {folder} is not a writable directory", _ELSEWHERE)
+
+
+def _real(path: Path) -> Path:
+    """``path`` without links; unlike ``resolve``, it takes those that lead in a circle as they are."""
+    return Path(os.path.realpath(path))
 
 
 def _write(path: Path, data: bytes) -> None:

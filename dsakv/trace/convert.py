@@ -31,6 +31,8 @@ def check_target(target: Path) -> None:
     """Raise DsakvError where there is something at ``target`` already."""
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise DsakvError(f"{target} exists already", _ELSEWHERE)
+    if target.exists() and target.samefile(Path.cwd()):
+        raise DsakvError(f"{target} is the current folder, whose place a copy cannot take", _ELSEWHERE)
 
 
 def to_parquet(
@@ -47,7 +49,6 @@ def to_parquet(
         DsakvError: ``target`` exists, a file cannot be read or written.
     """
     check_target(target)
-    target = target if target.name else target.resolve()  # "." has no name
     temp = target.with_name(f".{target.name}.{os.getpid()}{TEMP}")
     try:
         temp.mkdir(parents=True)

@@ -91,3 +91,21 @@ def test_no_decision_without_reuse_and_a_warning_where_all_is_needed(tmp_path: P
     assert "no small near tier" in memory["answer"]
     assert policy["answer"].startswith("Any: ")
     assert memory["measured"]["hit_rate"] == pytest.approx(0.8)
+
+
+def test_a_size_without_reuse_is_compared_all_the_same(tmp_path: Path) -> None:
+    once = [record(0, 0, s, [s * 128], 128 * 50) for s in range(50)]
+    small, medium, large = decision(tmp_path, once, block_sizes=(16, 64, 1024))
+    assert small == medium == []
+    assert large[2]["answer"].startswith("16 tokens.")
+    assert large[2]["measured"]["far_tokens_per_step_16"] == 16
+    assert "Little is read twice" not in large[0]["answer"]
+
+
+def test_caches_of_different_sizes_may_still_evict(tmp_path: Path) -> None:
+    rng = np.random.default_rng(6)
+    tiny = [record(r, 0, s, [0, 4], 8) for r in range(1, 30) for s in range(3)]
+    long = [record(0, 0, s, sorted(rng.choice(2000, 40, replace=False).tolist()), 2000) for s in range(60)]
+    ((memory, policy, *_),) = decision(tmp_path, tiny + long)
+    assert "all of the" in memory["answer"]
+    assert not policy["answer"].startswith("Any")

@@ -152,3 +152,13 @@ def test_a_copy_that_cannot_be_is_refused(tmp_path: Path, console: Console) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     with pytest.raises(DsakvError, match="exists already"):
         analyze(AnalyzeConfig(input=str(trace), to_parquet=str(tmp_path / "run")), console)
+
+
+def test_links_that_lead_in_a_circle_are_no_traceback(tmp_path: Path, console: Console) -> None:
+    make_run(tmp_path / "run")
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(DsakvError):
+        analyze(AnalyzeConfig(input=str(tmp_path / "run"), out=str(loop / "a.json")), console)
+    analyze(AnalyzeConfig(input=str(tmp_path / "run"), out=str(loop)), console)
+    assert not loop.is_symlink()
