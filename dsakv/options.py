@@ -68,6 +68,10 @@ def _options(key: Key, command: str) -> dict[str, Any]:
     default = key.default_for(command)
     text = key.help if "Default:" in key.help else f"{key.help} Default: {default_text(default)}."
     panel = key.section.capitalize()
+    if not key.flag.startswith("--"):
+        return {
+            _parameter(key): Annotated[str | None, typer.Argument(help=key.help, metavar=key.flag, show_default=False)]
+        }
     if not key.is_bool:
         option = typer.Option(key.flag, help=text, metavar=_metavar(key), rich_help_panel=panel)
         return {_parameter(key): Annotated[str | None, option]}

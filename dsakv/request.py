@@ -27,6 +27,10 @@ class Request:
     """Gold strings, where the workload has them."""
     needle_spans: tuple[tuple[int, int], ...] = ()
     """Half-open token ranges of the needles in ``prompt_token_ids``."""
+    arrival_s: float | None = None
+    """Seconds from the workload's first request to this one; None where the source does not say."""
+    completion: str | None = None
+    """The answer that the source gives, for ``--forced``; None where it has none."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """Further facts of the workload (task, context length, ...), written to ``requests.jsonl`` as they are."""
 

@@ -38,7 +38,7 @@ def test_without_arguments_comes_the_help(capsys: pytest.CaptureFixture[str]) ->
     ("arguments", "command", "without"),
     [
         ("generate --help", "generate", {"trace.resume"}),
-        ("trace ruler --help", "trace", {"trace.enable"}),
+        ("trace ruler --help", "trace ruler", {"trace.enable", "workload.max_new_tokens_cap"}),
         ("analyze --help", "analyze", set()),
     ],
 )
@@ -186,7 +186,7 @@ def test_flags_reach_the_config() -> None:
         "--batch-size 4 --trace-no-sync-cuda --no-resume --tasks vt,cwe --dtype float32 --kv-block-size 16 "
         "--trace-store-scores --limit 3 --temperature 0"
     )
-    config = called_with(given.split(), "trace")
+    config = called_with(given.split(), "trace ruler")
     assert (config.engine.batch_size, config.engine.kv_block_size, config.engine.temperature) == (4, 16, 0.0)
     assert (config.trace.sync_cuda, config.trace.resume, config.trace.store_scores) == (False, False, True)
     assert (config.workload.limit, config.ruler.tasks, config.model.dtype) == (3, ("vt", "cwe"), "float32")
@@ -195,8 +195,8 @@ def test_flags_reach_the_config() -> None:
 def test_a_flag_undoes_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DS_TRACE_STORE_SCORES", "1")
     monkeypatch.setenv("DSAKV_TRACE_SYNC_CUDA", "0")
-    assert called_with([], "trace").trace.store_scores
-    config = called_with(["--trace-no-store-scores", "--trace-sync-cuda"], "trace")
+    assert called_with([], "trace ruler").trace.store_scores
+    config = called_with(["--trace-no-store-scores", "--trace-sync-cuda"], "trace ruler")
     assert not config.trace.store_scores
     assert config.trace.sync_cuda
 

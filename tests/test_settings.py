@@ -89,7 +89,7 @@ def test_defaults(command: str) -> None:
 
 def test_new_tokens_by_command() -> None:
     assert resolve("generate", {}, {}, None).engine.max_new_tokens == 200
-    assert resolve("trace", {}, {}, None).engine.max_new_tokens == 64
+    assert resolve("trace ruler", {}, {}, None).engine.max_new_tokens == 64
 
 
 def test_defaults_are_valid_and_flags_unique() -> None:
@@ -104,6 +104,7 @@ OLD = {
     "CKPT_PATH": ("a", "b"),
     "CONFIG": ("a", "b"),
     "LIMIT": ("1", "2"),
+    "BURSTGPT_CSV": ("a", "b"),
     "DS_TRACE_KV_BLOCK_SIZE": ("16", "32"),
     "DS_TRACE_ENABLE": ("1", "0"),
     "DS_TRACE_OUT": ("a", "b"),
@@ -189,7 +190,7 @@ def test_value_errors_name_flag_variable_and_preset_key(
         places.append((key.variable, {}, {key.variable: given_value}, None))
     for place, flags, environ, preset in places:
         with pytest.raises(InputError) as caught:
-            resolve("trace", flags, environ, preset)
+            resolve("trace ruler", flags, environ, preset)
         assert caught.value.message.startswith(f"{place} {message}")
         assert hint in caught.value.hint
         assert caught.value.exit_code == 2
@@ -216,7 +217,7 @@ def test_preset_errors(toml: str, message: str, hint: str, tmp_path: Path) -> No
     path = tmp_path / "p.toml"
     path.write_bytes(toml.encode("utf-8", "surrogateescape"))
     with pytest.raises(InputError) as caught:
-        resolve("trace", {}, {}, path)
+        resolve("trace ruler", {}, {}, path)
     assert str(path) in caught.value.message
     assert message in caught.value.message
     assert hint in caught.value.message + caught.value.hint
@@ -224,13 +225,13 @@ def test_preset_errors(toml: str, message: str, hint: str, tmp_path: Path) -> No
 
 def test_preset_numbers_need_no_point(tmp_path: Path) -> None:
     path = write_preset(tmp_path / "p.toml", {"engine.temperature": 1})
-    assert resolve("trace", {}, {}, path).engine.temperature == 1.0
+    assert resolve("trace ruler", {}, {}, path).engine.temperature == 1.0
 
 
 @pytest.mark.parametrize("name", ["none.toml", "."])
 def test_preset_that_cannot_be_read(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot read preset"):
-        resolve("trace", {}, {}, tmp_path / name)
+        resolve("trace ruler", {}, {}, tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -238,8 +239,8 @@ def test_preset_that_cannot_be_read(name: str, tmp_path: Path) -> None:
     [
         ("analyze", "DSAKV_ENGINE_BATCHSIZE", "DSAKV_ENGINE_BATCH_SIZE"),
         ("analyze", "DSAKV_HOM", "DSAKV_HOME"),
-        ("trace", "DSAKV_", "DSAKV_"),
-        ("trace", "DS_TRACE_SAMPLE", "DS_TRACE_SAMPLE_RATE"),
+        ("trace ruler", "DSAKV_", "DSAKV_"),
+        ("trace ruler", "DS_TRACE_SAMPLE", "DS_TRACE_SAMPLE_RATE"),
         ("generate", "DS_TRACE_MAX_REQUEST_PER_FILE", "DS_TRACE_MAX_REQUESTS_PER_FILE"),
     ],
 )

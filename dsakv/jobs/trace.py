@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -51,7 +52,8 @@ def trace(name: str, config: Config, console: Console) -> RunDir:
         run = RunDir.create(config.trace.out, name, block_size, stored)
     run.write_meta(dataset=name, model=loaded.describe(), seed=config.engine.seed, options=config.trace, inputs=counts)
     summary, speed = _record(run, workload, requests, counts, config, loaded, console)
-    console.print_table(render_run(run.trace_dir, summary, _scores(run, name), speed, loaded.describe()))
+    scores = _scores(run, workload.score_groups)
+    console.print_table(render_run(run.trace_dir, summary, scores, speed, loaded.describe()))
     if not summary["unique_blocks"]["count"]:
         console.warn("nothing was recorded: a request of one new token has no decode step")
     elif config.trace.store_token_pos:
@@ -63,15 +65,8 @@ def _draw(
     workload: Workload, config: Config, loaded: LoadedModel, console: Console
 ) -> tuple[list[Request], dict[str, Any]]:
     """The workload's requests, and what became of its inputs."""
-    room = loaded.max_seq_len - config.engine.max_new_tokens
-    if room < 1:
-        raise InputError(
-            f"--max-new-tokens {config.engine.max_new_tokens} leaves no room for a prompt: "
-            f"a sequence holds {loaded.max_seq_len} tokens",
-            "lower --max-new-tokens or raise --max-seq-len",
-        )
     requests: list[Request] = []
-    drawn = workload.requests(loaded.tokenizer, room)
+    drawn = workload.requests(loaded.tokenizer, loaded.max_seq_len)
     with console.progress(None, "preparing prompts", "prompts") as advance:
         for request in drawn:
             requests.append(request)
@@ -84,7 +79,7 @@ def _draw(
             "lower --max-new-tokens or raise --max-seq-len",
         )
     if counts["truncated"]:
-        console.info(f"prompts cut to {room} tokens: {counts['truncated']}")
+        console.info(f"prompts cut to fit: {counts['truncated']}")
     for reason, number in counts["dropped"].items():
         console.warn(f"inputs dropped: {number} ({reason})")
     return requests, counts
@@ -143,11 +138,12 @@ def _record(
     return writer.summary(), speed
 
 
-def _scores(run: RunDir, name: str) -> dict[str, list[float]]:
-    """Scores by task of all finished requests, those before an interruption too."""
+def _scores(run: RunDir, groups: Sequence[str]) -> dict[str, list[float]]:
+    """Scores of all finished requests, those before an interruption too, by the values of ``groups``."""
     scores: dict[str, list[float]] = defaultdict(list)
     for _, line in read_lines(run.requests_path):
         entry = orjson.loads(line)
         if "score" in entry:
-            scores[str(entry["metadata"].get("task", name))].append(entry["score"])
+            for group in groups:
+                scores[str(entry["metadata"][group])].append(entry["score"])
     return dict(scores)

@@ -22,7 +22,7 @@ import msgspec
 import orjson
 
 from dsakv import __version__
-from dsakv.config import SECTIONS, TraceConfig
+from dsakv.config import SECTIONS, Config, TraceConfig
 from dsakv.errors import DsakvError, InputError
 from dsakv.trace.files import disk_error, leftovers, locked, replacing, write_json
 from dsakv.trace.formats import shard_paths
@@ -206,25 +206,32 @@ def _holds_run(path: Path) -> bool:
 
 
 def _same_config(path: Path, stored: Any, given: Any) -> None:
-    old, new = dict(_leaves(stored, "")), dict(_leaves(given, ""))
-    absent = object()
+    """``stored`` may come from a version that lacked some keys: these count as their defaults."""
+    sections = {name for command, names in SECTIONS.items() if command.startswith("trace ") for name in names}
+    old, new = (dict(_leaves(_with_defaults(path, tree), "")) for tree in (stored, given))
     differing = [
-        key
-        for key in sorted(old.keys() | new.keys())
-        if key.split(".")[0] in SECTIONS["trace"]
-        and key not in _MAY_DIFFER
-        and old.get(key, absent) != new.get(key, absent)
+        key for key in sorted(new) if key.split(".")[0] in sections and key not in _MAY_DIFFER and old[key] != new[key]
     ]
     if differing:
         raise InputError(
             f"the run in {path} was started with another configuration: {', '.join(differing)}",
             "repeat its command with --resume (config.json has the values), or start a new run in another --trace-out",
         )
-    if not new.get("trace.store_token_pos", True):
+    if not new["trace.store_token_pos"]:
         raise InputError(
             f"the run in {path} keeps no positions, so its summary cannot be made again",
             "start it over in another --trace-out",
         )
+
+
+def _with_defaults(path: Path, tree: Any) -> Any:
+    try:
+        return msgspec.to_builtins(msgspec.convert(tree, Config))
+    except msgspec.ValidationError as error:
+        raise InputError(
+            f"{path / 'config.json'} is not the configuration of a run: {error}",
+            "start a new run in another --trace-out",
+        ) from None
 
 
 def _shown(value: Any) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from dsakv.errors import InputError
 from dsakv.request import Request
 from dsakv.tokenizer import Tokenizer
 
@@ -31,11 +32,14 @@ class Workload(Protocol):
     name: str
     counts: InputCounts
     """Of the last ``requests`` that was drawn from; complete when it is exhausted."""
+    score_groups: tuple[str, ...]
+    """Keys of ``Request.metadata`` that scores are shown by; empty where there is no score."""
 
-    def requests(self, tokenizer: Tokenizer, max_prompt_tokens: int) -> Iterator[Request]:
-        """Requests numbered from 0, none with more than ``max_prompt_tokens`` prompt tokens.
+    def requests(self, tokenizer: Tokenizer, max_seq_len: int) -> Iterator[Request]:
+        """Requests numbered from 0, none with more than ``max_seq_len`` tokens of prompt and ``max_new_tokens``.
 
-        Raises InputError for bad options and bad input files, before the first request where it can be known.
+        Those that know when they arrived do so in order, from 0 s on. Raises InputError for bad options and bad
+        input files, before the first request where it can be known.
         """
         ...
 
@@ -50,6 +54,16 @@ class FittedPrompt:
     spans: tuple[Span, ...]
     """Half-open token ranges, in order, of the character spans that survived whole."""
     truncated_tokens: int
+
+
+def prompt_room(max_seq_len: int, max_new_tokens: int) -> int:
+    """Prompt tokens that fit beside the new ones. Raises InputError where none does."""
+    if max_seq_len <= max_new_tokens:
+        raise InputError(
+            f"--max-new-tokens {max_new_tokens} leaves no room for a prompt: a sequence holds {max_seq_len} tokens",
+            "lower --max-new-tokens or raise --max-seq-len",
+        )
+    return max_seq_len - max_new_tokens
 
 
 def fit_prompt(

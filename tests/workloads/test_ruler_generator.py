@@ -67,7 +67,7 @@ def test_items_fill_their_length_and_spans_hold_the_needles(
 ) -> None:
     tokenizer = tokenizers[kind]
     workload = Ruler(tasks=(task,), context_length=length, limit=2, seed=3)
-    for request in workload.requests(tokenizer, length):
+    for request in workload.requests(tokenizer, length + workload.max_new_tokens):
         used = len(request.prompt_token_ids) + ANSWER_TOKENS[task.split("_")[0]]
         assert used <= length
         if length >= 2048:
@@ -143,7 +143,7 @@ def test_items_depend_on_seed_task_and_index_alone(generate: MakeGenerator) -> N
 
 def test_a_task_named_twice_counts_once(tokenizers: dict[str, Tokenizer]) -> None:
     workload = Ruler(tasks=("vt", "all", "vt"), context_length=2304, limit=7)
-    tasks = [request.metadata["task"] for request in workload.requests(tokenizers["byte"], 2304)]
+    tasks = [request.metadata["task"] for request in workload.requests(tokenizers["byte"], 2304 + 64)]
     assert tasks == ["vt", "niah_single_1", "niah_multikey_2", "niah_multikey_3", "cwe", "fwe", "vt"]
 
 

@@ -44,7 +44,7 @@ def _workload(data: Path, *tasks: str, limit: int = 64) -> Workload:
 def test_row_becomes_request(tokenizer: Tokenizer, tmp_path: Path) -> None:
     row = {"index": 5, "input": NEEDLES, "outputs": ["111"], "answer_prefix": " It is", "question": "?", "length": 9}
     path = _write(tmp_path / "niah_single_2.jsonl", row)
-    (request,) = _workload(path).requests(tokenizer, 1000)
+    (request,) = _workload(path).requests(tokenizer, 1064)
     assert tokenizer.decode(request.prompt_token_ids) == NEEDLES + " It is"
     assert request.prompt_token_ids[-7:] == [259, *b" It is"]
     assert (request.answers, request.max_new_tokens, request.source_id) == (("111",), 9, f"{path}:1")
@@ -60,7 +60,7 @@ def test_older_rows(tokenizer: Tokenizer, tmp_path: Path) -> None:
         {"input": "Documents. What?", "answer": ["a", "b"], "outputs": None},
     )
     path.write_text(path.read_text().replace("\n", "\n\n"))  # empty lines are passed over
-    first, second = _workload(path).requests(tokenizer, 1000)
+    first, second = _workload(path).requests(tokenizer, 1064)
     assert (first.prompt, first.answers, first.metadata["answer_prefix"]) == ("Documents. Who?", ("Ann",), "")
     assert (second.answers, second.source_id, second.needle_spans) == (("a", "b"), f"{path}:3", ())
 
@@ -74,7 +74,7 @@ def test_directories_take_their_tasks_in_turn(tokenizer: Tokenizer, tmp_path: Pa
     _write(tmp_path / "cwe.jsonl", *rows("c", 2))
 
     def prompts(*tasks: str, limit: int = 64) -> list[str | None]:
-        return [r.prompt for r in _workload(tmp_path, *tasks, limit=limit).requests(tokenizer, 1000)]
+        return [r.prompt for r in _workload(tmp_path, *tasks, limit=limit).requests(tokenizer, 1064)]
 
     assert prompts() == ["v0", "c0", "w0", "c1", "w1"]
     assert prompts(limit=3) == ["v0", "c0", "w0"]
@@ -106,22 +106,22 @@ def test_a_bad_row_stops_before_the_first_request(
     path = tmp_path / "vt.jsonl"
     path.write_bytes(b'{"input": "a", "outputs": ["b"]}\n' + line + b"\n")
     with pytest.raises(InputError, match=message) as error:
-        _workload(path).requests(tokenizer, 1000)
+        _workload(path).requests(tokenizer, 1064)
     assert f"{path}:2: " in error.value.message
-    assert len(list(_workload(path, limit=1).requests(tokenizer, 1000))) == 1
+    assert len(list(_workload(path, limit=1).requests(tokenizer, 1064))) == 1
 
 
 def test_missing_files_and_tasks(tokenizer: Tokenizer, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
-        _workload(tmp_path / "none").requests(tokenizer, 1000)
+        _workload(tmp_path / "none").requests(tokenizer, 1064)
     with pytest.raises(InputError, match=r"no \.jsonl file"):
-        _workload(tmp_path).requests(tokenizer, 1000)
+        _workload(tmp_path).requests(tokenizer, 1064)
     for task, message in (("niah_single_2", "cannot be generated"), ("niah_singel_1", "unknown RULER task")):
         with pytest.raises(InputError, match=message) as error:
-            build("ruler", Config(ruler=RulerConfig(tasks=(task,)))).requests(tokenizer, 1000)
+            build("ruler", Config(ruler=RulerConfig(tasks=(task,)))).requests(tokenizer, 1064)
         assert "niah_single_1" in error.value.hint
     with pytest.raises(InputError, match="no RULER task is chosen"):
-        build("ruler", Config(ruler=RulerConfig(tasks=()))).requests(tokenizer, 1000)
+        build("ruler", Config(ruler=RulerConfig(tasks=()))).requests(tokenizer, 1064)
 
 
 def test_counts(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_counts(tokenizer: Tokenizer, tmp_path: Path) -> None:
         {"input": "short", "outputs": ["x"], "answer_prefix": "long" * 30},
     )
     workload = _workload(path)
-    first, second = workload.requests(tokenizer, 100)
+    first, second = workload.requests(tokenizer, 100 + 9)
     assert (workload.counts.kept, workload.counts.truncated) == (2, 1)
     assert workload.counts.dropped == {"no room beside template and answer prefix": 1}
     assert (first.truncated_tokens, second.truncated_tokens) == (0, len(NEEDLES) - 97)

@@ -13,7 +13,7 @@ from dsakv.config import Config
 from dsakv.errors import InputError
 from dsakv.request import Request
 from dsakv.tokenizer import Tokenizer
-from dsakv.workloads.base import InputCounts, fit_prompt
+from dsakv.workloads.base import InputCounts, fit_prompt, prompt_room
 from dsakv.workloads.ruler.generator import GENERATED, Generator
 from dsakv.workloads.ruler.needles import needle_spans
 from dsakv.workloads.ruler.reader import Item, find_files, read_items
@@ -36,6 +36,7 @@ class Ruler:
     seed: int = 0
     counts: InputCounts = field(default_factory=InputCounts, init=False)
     name: str = field(default="ruler", init=False)
+    score_groups: tuple[str, ...] = field(default=("task",), init=False)
 
     @classmethod
     def from_config(cls, config: Config) -> Ruler:
@@ -55,10 +56,11 @@ class Ruler:
             workload._chosen_files(workload.data)
         return workload
 
-    def requests(self, tokenizer: Tokenizer, max_prompt_tokens: int) -> Iterator[Request]:
+    def requests(self, tokenizer: Tokenizer, max_seq_len: int) -> Iterator[Request]:
         """See ``Workload.requests``. Raises InputError for unknown tasks, for tasks that cannot be generated or
         do not fit the context length, and for every bad row among the ``limit`` that will be read."""
         self.counts = InputCounts()
+        room = prompt_room(max_seq_len, self.max_new_tokens)
         if self.data is None:
             tasks = self._generated_tasks()
             generator = Generator.load(tokenizer, self.context_length, self.seed)
@@ -69,13 +71,13 @@ class Ruler:
             for _ in self._rows(chosen):  # a bad row stops the run before it begins
                 pass
             items = self._rows(chosen)
-        return self._requests(items, tokenizer, max_prompt_tokens)
+        return self._requests(items, tokenizer, room)
 
     def score(self, request: Request, text: str) -> float:
         """Share of the gold strings that the completion holds, letter case aside; for the QA tasks 1 if it
         holds any (RULER's ``string_match_all`` and ``string_match_part``)."""
         found = [answer.lower() in text.lower() for answer in request.answers]
-        if str(request.metadata["task"]).startswith("qa"):
+        if _any_will_do(str(request.metadata["task"])):
             return float(any(found))
         return sum(found) / len(found)
 
@@ -112,6 +114,7 @@ class Ruler:
                 prompt=item.text,
                 truncated_tokens=fitted.truncated_tokens,
                 answers=item.answers,
+                completion=" " + ", ".join(item.answers[:1] if _any_will_do(item.task) else item.answers),
                 needle_spans=fitted.spans,
                 metadata={
                     "task": item.task,
@@ -122,6 +125,11 @@ class Ruler:
                     "needle_depths": [round(100 * begin / len(item.text), 2) for begin, _ in spans],
                 },
             )
+
+
+def _any_will_do(task: str) -> bool:
+    """Whether the gold strings of a task are spellings of one answer."""
+    return task.startswith("qa")
 
 
 def _in_turn(sources: list[Iterator[Item]]) -> Iterator[Item]:
