@@ -375,7 +375,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 COMMAND_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "generate": {"engine.max_new_tokens": 200},
+        "generate": {"engine.max_new_tokens": 200, "serving.admission": "continuous"},
         **{f"trace {name}": {"trace.enable": True} for name in _TRACED},
     }
 )

@@ -27,9 +27,18 @@ def block_hashes(ids: Sequence[int], block_size: int) -> list[bytes]:
     hashes: list[bytes] = []
     parent = b""
     for begin in range(0, len(tokens) // step * step, step):
-        parent = blake2b(parent + tokens[begin : begin + step], digest_size=DIGEST_BYTES).digest()
+        parent = _chained(parent, tokens[begin : begin + step])
         hashes.append(parent)
     return hashes
+
+
+def chained_hash(parent: bytes, ids: Sequence[int]) -> bytes:
+    """Hash of the block of ``ids`` behind the block with the hash ``parent``, which is empty for the first one."""
+    return _chained(parent, _token_bytes(ids))
+
+
+def _chained(parent: bytes, tokens: bytes) -> bytes:
+    return blake2b(parent + tokens, digest_size=DIGEST_BYTES).digest()
 
 
 def prefix_key(ids: Sequence[int], n: int) -> str:

@@ -31,14 +31,17 @@ class Request:
     """Seconds from the workload's first request to this one; None where the source does not say."""
     completion: str | None = None
     """The answer that the source gives, for ``--forced``; None where it has none."""
+    forced_token_ids: list[int] | None = None
+    """Tokens that stand in for those that the model would generate: ``max_new_tokens`` of them, at least one. They are
+    read together with the prompt, and nothing is decoded."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """Further facts of the workload (task, context length, ...), written to ``requests.jsonl`` as they are."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A finished request. Times are wall-clock milliseconds since the engine's run began (a resumed one anew) or spans
-    of it, with all that the consumer of the steps did in between.
+    """A finished request. Times are milliseconds on the clock of the engine's run, from its begin (a resumed one's
+    anew), or spans of it.
     """
 
     request_id: int
@@ -47,15 +50,18 @@ class Completion:
     """Generated tokens without the end-of-sequence token."""
     finish_reason: Literal["stop", "length"]
     decode_steps: int
-    """Decode steps run for this request: the number of generated tokens, end of sequence included, less one."""
+    """Decode steps run for this request, or read in their place: the number of generated tokens, end of sequence
+    included, less one."""
     arrival_ms: float
     queue_ms: float
     """From arrival to the start of the prefill."""
     ttft_ms: float
-    """From arrival to the first token."""
+    """From arrival to the first token; where the answer is known, to the end of the prompt's prefill."""
     tpot_ms: float | None
-    """``(latency - ttft) / (generated tokens - 1)``; None for a single token."""
+    """``(latency - ttft) / (generated tokens - 1)``; None for a single token and where the answer is known."""
     latency_ms: float
+    cached_tokens: int = 0
+    """Prompt tokens whose KV earlier requests had left in the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +94,7 @@ class Step:
     new_tokens: list[tuple[int, int]]
     """(request_id, token) of every sequence that got a token, end of sequence included."""
     prompt_tokens: int
-    """Prompt tokens that this step prefilled."""
+    """Tokens that this step prefilled, of prompts and of known answers."""
     finished: list[Completion]
     records: StepRecords | None
     """None where nothing is recorded: tracing is off, or a prefill step without a recorded tail."""

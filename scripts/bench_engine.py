@@ -32,7 +32,8 @@ def prompt_of(length: int) -> list[int]:
 
 def run_dsakv(length: int, steps: int) -> dict[str, float]:
     from dsakv.config import ModelConfig
-    from dsakv.engine.engine import Engine, EngineOptions
+    from dsakv.engine.engine import Engine
+    from dsakv.engine.options import EngineOptions
     from dsakv.jobs.model import load_model
     from dsakv.request import Request
 

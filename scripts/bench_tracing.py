@@ -26,7 +26,8 @@ wait_briefly(os.environ)
 import torch  # noqa: E402
 
 from dsakv.config import Config, ModelConfig, TraceConfig  # noqa: E402
-from dsakv.engine.engine import Engine, EngineOptions  # noqa: E402
+from dsakv.engine.engine import Engine  # noqa: E402
+from dsakv.engine.options import EngineOptions  # noqa: E402
 from dsakv.jobs.model import load_model  # noqa: E402
 from dsakv.jobs.run import inputs, prefix_facts  # noqa: E402
 from dsakv.request import Request, Step  # noqa: E402

@@ -11,39 +11,21 @@ timing and tracing are bodies of the caller's loop over steps.
 from __future__ import annotations
 
 import heapq
-import time
-from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import torch
 
-from dsakv.engine.blocks import BlockManager, blocks_for
+from dsakv.engine.blocks import BlockManager
+from dsakv.engine.clock import Clock, VirtualClock
+from dsakv.engine.options import EngineOptions
 from dsakv.engine.recording import Recorder
 from dsakv.engine.sampling import sample
+from dsakv.engine.scheduler import Clients, Scheduler, blocks_needed
 from dsakv.engine.sequence import Sequence
 from dsakv.errors import DsakvError, InputError
-from dsakv.kv.paged import BlockTable, PagedCache
+from dsakv.kv.paged import PagedCache
 from dsakv.models.contracts import Model
 from dsakv.request import Request, Step
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """How requests run, and what of it is recorded."""
-
-    batch_size: int = 1
-    block_size: int = 64
-    prefill_chunk: int = 512
-    temperature: float = 0.0
-    seed: int = 0
-    eos_token_ids: frozenset[int] = frozenset()
-    record: bool = False
-    """Whether steps carry what the layers selected."""
-    record_prefill_tail: int = 0
-    """With ``record``: how many last queries of each prompt are recorded too."""
-    sync: bool = True
-    """On CUDA: wait for the device before the clock is read."""
 
 
 class Engine:
@@ -57,33 +39,44 @@ class Engine:
     def check(self, requests: Iterable[Request]) -> None:
         """Raise InputError for a request that the model cannot hold."""
         for request in requests:
-            total = len(request.prompt_token_ids) + request.max_new_tokens
-            if not request.prompt_token_ids:
+            ids = request.prompt_token_ids
+            total = len(ids) + request.max_new_tokens
+            if not ids:
                 raise InputError(f"prompt {request.request_id} is empty", "remove it from the input")
             if total > self.model.max_seq_len:
                 raise InputError(
-                    f"prompt {request.request_id} has {len(request.prompt_token_ids)} tokens; with "
+                    f"prompt {request.request_id} has {len(ids)} tokens; with "
                     f"{request.max_new_tokens} new ones it exceeds the limit of {self.model.max_seq_len}",
                     "shorten the prompt, or lower --max-new-tokens",
                 )
-            bad = next((t for t in request.prompt_token_ids if not 0 <= t < self.model.vocab_size), None)
-            if bad is not None:
+            low, high = min(ids), max(ids)
+            if low < 0 or high >= self.model.vocab_size:
                 raise InputError(
-                    f"prompt {request.request_id} holds token {bad}, the vocabulary has {self.model.vocab_size}",
+                    f"prompt {request.request_id} holds token {low if low < 0 else high}, the vocabulary has "
+                    f"{self.model.vocab_size}",
                     "were the token ids made for another model?",
                 )
+            needed = blocks_needed(request, self.options.block_size)
+            if 0 < self.options.kv_blocks < needed:
+                raise InputError(
+                    f"prompt {request.request_id} with its {request.max_new_tokens} new tokens fills {needed} blocks, "
+                    f"the KV cache has {self.options.kv_blocks}",
+                    "raise --kv-blocks, or shorten the prompt",
+                )
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Step]:
-        """Yield the steps that complete ``requests``, admitted in order as others finish.
+    def run(self, requests: Iterable[Request], clock: Clock | None = None) -> Iterator[Step]:
+        """Yield the steps that complete ``requests``, each admitted after its arrival and in that order.
 
-        The KV cache is sized for the ``batch_size`` longest of them, so all are known at the start. Steps are
-        numbered on from those of earlier runs. Raises InputError as ``check`` does, before the first step.
+        The KV cache is sized for them, so all are known at the start. Steps are numbered on from those of earlier
+        runs. Times are told by ``clock``, a :class:`VirtualClock` by default. Raises InputError as ``check`` does,
+        before the first step.
         """
-        waiting = deque(requests)
+        waiting = list(requests)
         self.check(waiting)
         options = self.options
-        needs = [self._blocks_needed(request) for request in waiting]
-        n_blocks = sum(heapq.nlargest(options.batch_size, needs))
+        needs = [blocks_needed(request, options.block_size) for request in waiting]
+        at_once = needs if options.prefix_cache else heapq.nlargest(options.batch_size, needs)
+        n_blocks = options.kv_blocks or sum(at_once)
         cache = PagedCache(
             n_layers=len(self.model.layers),
             n_blocks=n_blocks,
@@ -93,40 +86,38 @@ class Engine:
             dtype=self.model.dtype,
             device=self.model.device,
         )
-        manager = BlockManager(n_blocks)
-        running: list[Sequence] = []
-        epoch = time.perf_counter()
-        while waiting or running:
-            while waiting and len(running) < options.batch_size:
-                blocks = manager.allocate(self._blocks_needed(waiting[0]))
-                if blocks is None:
-                    break
-                table = BlockTable(blocks, self.model.device)
-                running.append(Sequence(waiting.popleft(), table, options.seed, self.model.device, epoch))
+        clock = clock or VirtualClock()
+        clients = Clients(waiting, options.max_concurrency)
+        scheduler = Scheduler(clients, BlockManager(n_blocks), options, self.model.device)
+        while not scheduler.done:
+            if (arrival := scheduler.idle_until) is not None:
+                clock.wait_until(arrival)
+            planned = scheduler.plan(clock.now())
             try:
-                step = self._step(running, cache, epoch)
+                step, finished = self._step(planned, cache, clock)
             except torch.OutOfMemoryError as error:
                 raise DsakvError(
-                    f"{self.model.device} ran out of memory in a step of {len(running)} sequences",
+                    f"{self.model.device} ran out of memory in a step of {len(planned)} sequences",
                     "lower --prefill-chunk or --batch-size",
                 ) from error
-            done = {completion.request_id for completion in step.finished}
-            for sequence in running:
-                if sequence.request.request_id in done:
-                    manager.release(sequence.table.blocks)
-            running = [sequence for sequence in running if sequence.request.request_id not in done]
+            scheduler.retire(finished, clock.now())
             self._steps += 1
+            clock.pause()
             yield step
+            clock.resume()
 
     @torch.inference_mode()
-    def _step(self, running: list[Sequence], cache: PagedCache, epoch: float) -> Step:
-        """One forward pass over the next tokens of ``running``."""
-        begin = self._clock()
-        prefilling = [sequence for sequence in running if sequence.prefilling]
-        batch, lengths = self._schedule(prefilling or running)
+    def _step(
+        self, planned: list[tuple[Sequence, int]], cache: PagedCache, clock: Clock
+    ) -> tuple[Step, list[Sequence]]:
+        """One forward pass over so many next tokens of each of these sequences; also returns which are finished."""
+        begin = self._time(clock)
+        batch = [sequence for sequence, _ in planned]
+        lengths = [length for _, length in planned]
+        prefilling = batch[0].prefilling
         starts = [sequence.computed for sequence in batch]
         for sequence in batch:
-            sequence.begin()
+            sequence.begin(begin)
         bound = cache.bind([sequence.table for sequence in batch], starts, lengths)
         tokens = [
             token
@@ -142,57 +133,46 @@ class Engine:
             hidden = output.hidden
             if recorder:
                 recorder.add(output)
+        ready = [  # those that have computed all they were given, and the row of their last token
+            (sequence, segment.rows.stop - 1)
+            for sequence, segment in zip(batch, bound.segments, strict=True)
+            if segment.seq_len >= sequence.to_prefill
+        ]
+        new_tokens = self._sample(ready, hidden)
+        now = self._time(clock)
         for sequence, length in zip(batch, lengths, strict=True):
-            sequence.computed += length
-        new_tokens = self._sample(batch, hidden, [segment.rows.stop - 1 for segment in bound.segments])
-        wall_us = round((self._clock() - begin) * 1e6)
+            sequence.advance(length, now)
 
-        finished = []
-        for sequence, token in new_tokens:
-            stopped = token in self.options.eos_token_ids
-            if stopped or sequence.generated == sequence.request.max_new_tokens:
-                finished.append(sequence.completion(stopped=stopped, epoch=epoch))
-        return Step(
+        finished, completions = [], []
+        for sequence, _ in ready:
+            stopped = not sequence.forced and sequence.token_ids[-1] in self.options.eos_token_ids
+            if stopped or sequence.forced or sequence.generated == sequence.request.max_new_tokens:
+                finished.append(sequence)
+                completions.append(sequence.completion(stopped=stopped, now=now))
+        step = Step(
             index=self._steps,
             kind="prefill" if prefilling else "decode",
-            wall_us=wall_us,
-            new_tokens=[(sequence.request.request_id, token) for sequence, token in new_tokens],
+            wall_us=round((now - begin) * 1e6),
+            new_tokens=new_tokens,
             prompt_tokens=len(tokens) if prefilling else 0,
-            finished=finished,
+            finished=completions,
             records=recorder.records(self.model, cache.row_bytes) if recorder else None,
         )
+        return step, finished
 
-    def _schedule(self, sequences: list[Sequence]) -> tuple[list[Sequence], list[int]]:
-        """Which sequences compute how many tokens: prompts share ``prefill_chunk``, decoding takes one each."""
-        batch, lengths = [], []
-        room = self.options.prefill_chunk
-        for sequence in sequences:
-            length = 1
-            if sequence.prefilling:
-                length = min(room, sequence.prompt_tokens - sequence.computed)
-                room -= length
-            if length:
-                batch.append(sequence)
-                lengths.append(length)
-        return batch, lengths
-
-    def _sample(self, batch: list[Sequence], hidden: torch.Tensor, last_rows: list[int]) -> list[tuple[Sequence, int]]:
-        """Append the next token to every sequence of the batch whose prompt is computed."""
-        ready = [(sequence, row) for sequence, row in zip(batch, last_rows, strict=True) if not sequence.prefilling]
-        if not ready:
+    def _sample(self, ready: list[tuple[Sequence, int]], hidden: torch.Tensor) -> list[tuple[int, int]]:
+        """Append the next token to every sequence whose answer is not known; (request, token) pairs."""
+        free = [(sequence, row) for sequence, row in ready if not sequence.forced]
+        if not free:
             return []
-        rows = torch.tensor([row for _, row in ready], device=hidden.device)
+        rows = torch.tensor([row for _, row in free], device=hidden.device)
         logits = self.model.logits(hidden[rows])  # [n, vocab]
-        tokens = sample(logits, self.options.temperature, [sequence.generator for sequence, _ in ready])
-        for (sequence, _), token in zip(ready, tokens, strict=True):
-            sequence.append(token)
-        return [(sequence, token) for (sequence, _), token in zip(ready, tokens, strict=True)]
+        tokens = sample(logits, self.options.temperature, [sequence.generator for sequence, _ in free])
+        for (sequence, _), token in zip(free, tokens, strict=True):
+            sequence.token_ids.append(token)
+        return [(sequence.request.request_id, token) for (sequence, _), token in zip(free, tokens, strict=True)]
 
-    def _blocks_needed(self, request: Request) -> int:
-        # The last generated token is never computed: its KV is not needed.
-        return blocks_for(len(request.prompt_token_ids) + request.max_new_tokens - 1, self.options.block_size)
-
-    def _clock(self) -> float:
+    def _time(self, clock: Clock) -> float:
         if self.options.sync and self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
-        return time.perf_counter()
+        return clock.now()

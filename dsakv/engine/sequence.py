@@ -3,62 +3,87 @@
 from __future__ import annotations
 
 import hashlib
-import time
 
 import torch
 
 from dsakv.kv.paged import BlockTable
+from dsakv.prefix import chained_hash
 from dsakv.request import Completion, Request
 
 
 class Sequence:
     """The state of one running request: its tokens, its blocks, how far it is computed, its random numbers."""
 
-    def __init__(self, request: Request, table: BlockTable, seed: int, device: torch.device, arrival: float) -> None:
+    def __init__(self, request: Request, arrival: float, seed: int, device: torch.device) -> None:
         self.request = request
-        self.table = table
+        self.arrival = arrival
         self.prompt_tokens = len(request.prompt_token_ids)
-        self.token_ids = list(request.prompt_token_ids)
+        forced = request.forced_token_ids
+        self.token_ids = [*request.prompt_token_ids, *(forced or ())]
+        self.to_prefill = self.prompt_tokens if forced is None else len(self.token_ids) - 1
+        """Tokens whose KV is computed in chunks; of a forced answer the last one is never needed."""
         self.computed = 0
         """Tokens whose KV is in the cache."""
+        self.cached_tokens = 0
+        """How many of them an earlier request left there."""
         self.generator = torch.Generator(device).manual_seed(_stream_seed(seed, request.request_id))
-        self.arrival = arrival
-        self.started = 0.0
-        self.first_token = 0.0
+        self.started: float | None = None
+        self.first_token: float | None = None
+        self._hashes: list[bytes] = []
+
+    def place(self, table: BlockTable, cached_tokens: int) -> None:
+        """Give the sequence its blocks, the first of which hold ``cached_tokens`` of its tokens already."""
+        self.table = table
+        self.computed = self.cached_tokens = cached_tokens
 
     @property
     def prefilling(self) -> bool:
-        return self.computed < self.prompt_tokens
+        return self.computed < self.to_prefill
+
+    @property
+    def forced(self) -> bool:
+        return self.request.forced_token_ids is not None
 
     @property
     def generated(self) -> int:
         return len(self.token_ids) - self.prompt_tokens
 
-    def begin(self) -> None:
-        """Note the time where the prefill starts; called before every step that the sequence is part of."""
-        if not self.computed:
-            self.started = time.perf_counter()
+    def hashes(self, tokens: int, block_size: int) -> list[bytes]:
+        """Chained hashes of the full blocks among the first ``tokens`` tokens."""
+        blocks = tokens // block_size
+        while len(self._hashes) < blocks:
+            begin = len(self._hashes) * block_size
+            parent = self._hashes[-1] if self._hashes else b""
+            self._hashes.append(chained_hash(parent, self.token_ids[begin : begin + block_size]))
+        return self._hashes[:blocks]
 
-    def append(self, token: int) -> None:
-        if not self.generated:
-            self.first_token = time.perf_counter()
-        self.token_ids.append(token)
+    def begin(self, now: float) -> None:
+        """Note when the prefill starts; called before every step that the sequence is part of."""
+        if self.started is None:
+            self.started = now
 
-    def completion(self, *, stopped: bool, epoch: float) -> Completion:
+    def advance(self, tokens: int, now: float) -> None:
+        """``tokens`` more are in the cache."""
+        self.computed += tokens
+        if self.first_token is None and self.computed >= self.prompt_tokens:
+            self.first_token = now
+
+    def completion(self, *, stopped: bool, now: float) -> Completion:
         """What the request came to. Its last token is dropped where it ended the sequence (``stopped``)."""
-        now = time.perf_counter()
         token_ids = self.token_ids[self.prompt_tokens :]
         decode_steps = len(token_ids) - 1
+        started, first_token = self.started or 0.0, self.first_token or 0.0
         return Completion(
             request_id=self.request.request_id,
             prompt_tokens=self.prompt_tokens,
+            cached_tokens=self.cached_tokens,
             token_ids=token_ids[:-1] if stopped else token_ids,
             finish_reason="stop" if stopped else "length",
             decode_steps=decode_steps,
-            arrival_ms=(self.arrival - epoch) * 1e3,
-            queue_ms=(self.started - self.arrival) * 1e3,
-            ttft_ms=(self.first_token - self.arrival) * 1e3,
-            tpot_ms=(now - self.first_token) * 1e3 / decode_steps if decode_steps else None,
+            arrival_ms=self.arrival * 1e3,
+            queue_ms=(started - self.arrival) * 1e3,
+            ttft_ms=(first_token - self.arrival) * 1e3,
+            tpot_ms=(now - first_token) * 1e3 / decode_steps if decode_steps and not self.forced else None,
             latency_ms=(now - self.arrival) * 1e3,
         )
 

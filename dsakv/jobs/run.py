@@ -8,7 +8,8 @@ from typing import Any
 
 from dsakv.config import Config
 from dsakv.console import Console
-from dsakv.engine.engine import Engine, EngineOptions
+from dsakv.engine.engine import Engine
+from dsakv.engine.options import EngineOptions
 from dsakv.jobs.model import LoadedModel
 from dsakv.prefix import PrefixIndex, prefix_key
 from dsakv.request import Request
@@ -27,6 +28,10 @@ def make_engine(config: Config, loaded: LoadedModel, *, record: bool) -> Engine:
         temperature=config.engine.temperature,
         seed=config.engine.seed,
         eos_token_ids=loaded.eos_token_ids,
+        admission=config.serving.admission,
+        max_concurrency=config.serving.max_concurrency,
+        prefix_cache=config.serving.prefix_cache,
+        kv_blocks=config.serving.kv_blocks,
         record=record,
         record_prefill_tail=config.trace.prefill_tail,
         sync=config.trace.sync_cuda,

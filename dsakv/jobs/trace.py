@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -11,17 +12,20 @@ from rich import filesize
 
 from dsakv.config import Config
 from dsakv.console import Console
+from dsakv.engine.clock import VirtualClock, WallClock
 from dsakv.errors import InputError
 from dsakv.jobs.model import LoadedModel, load_model
 from dsakv.jobs.run import announce, how_to_analyze, inputs, make_engine, prefix_facts
 from dsakv.report.run_summary import Speed, render_run
 from dsakv.request import Completion, Request
 from dsakv.settings import resolved_json
+from dsakv.tokenizer import Tokenizer
 from dsakv.trace.files import read_lines
 from dsakv.trace.run_dir import RunDir
 from dsakv.trace.size import expected_bytes
 from dsakv.trace.writer import TraceWriter
 from dsakv.workloads import Workload, build
+from dsakv.workloads.arrival import arrange
 
 LARGE = 5e9
 """Bytes from which on a trace is worth a word on how to make it smaller."""
@@ -53,7 +57,7 @@ def trace(name: str, config: Config, console: Console) -> RunDir:
     run.write_meta(dataset=name, model=loaded.describe(), seed=config.engine.seed, options=config.trace, inputs=counts)
     summary, speed = _record(run, workload, requests, counts, config, loaded, console)
     scores = _scores(run, workload.score_groups)
-    console.print_table(render_run(run.trace_dir, summary, scores, speed, loaded.describe()))
+    console.print_table(render_run(run.trace_dir, summary, scores, speed, loaded.describe(), config.serving.clock))
     if not summary["unique_blocks"]["count"]:
         console.warn("nothing was recorded: a request of one new token has no decode step")
     elif config.trace.store_token_pos:
@@ -71,7 +75,12 @@ def _draw(
         for request in drawn:
             requests.append(request)
             advance(1)
-    counts = inputs(workload.counts.kept, workload.counts.truncated, dict(workload.counts.dropped))
+    dropped = workload.counts.dropped
+    if config.workload.forced:
+        requests = _with_known_answers(requests, loaded.tokenizer, dropped)
+    requests = arrange(requests, config.serving, config.engine.seed)
+    truncated = sum(request.truncated_tokens > 0 for request in requests)
+    counts = inputs(len(requests), truncated, dict(dropped))
     if not requests:
         reasons = "; ".join(f"{number} dropped: {reason}" for reason, number in counts["dropped"].items())
         raise InputError(
@@ -83,6 +92,21 @@ def _draw(
     for reason, number in counts["dropped"].items():
         console.warn(f"inputs dropped: {number} ({reason})")
     return requests, counts
+
+
+def _with_known_answers(requests: list[Request], tokenizer: Tokenizer, dropped: Counter[str]) -> list[Request]:
+    """The requests with their answers as forced tokens, cut to their new tokens; others are counted and left out."""
+    forced = []
+    for request in requests:
+        if request.completion is None:
+            dropped["--forced, and no answer is known"] += 1
+            continue
+        answer = tokenizer.encode(request.completion)[: request.max_new_tokens]
+        if answer:
+            forced.append(replace(request, forced_token_ids=answer, max_new_tokens=len(answer)))
+        else:
+            dropped["--forced, and the known answer is empty"] += 1
+    return forced
 
 
 def _say_size(requests: list[Request], config: Config, loaded: LoadedModel, console: Console) -> None:
@@ -113,10 +137,14 @@ def _record(
         return loaded.tokenizer.decode(completion.token_ids)
 
     def score(completion: Completion) -> float | None:
-        return workload.score(by_id[completion.request_id], text(completion))
+        request = by_id[completion.request_id]
+        return None if request.forced_token_ids else workload.score(request, text(completion))
+
+    def work(request: Request) -> int:
+        return len(request.prompt_token_ids) + request.max_new_tokens - (request.forced_token_ids is not None)
 
     speed = Speed()
-    work = sum(len(request.prompt_token_ids) + request.max_new_tokens for request in waiting)
+    clock = WallClock() if config.serving.clock == "wall" else VirtualClock()
     with (
         TraceWriter(
             run,
@@ -128,13 +156,16 @@ def _record(
             text=text,
             score=score,
         ) as writer,
-        console.progress(work, "tracing", "tokens") as advance,
+        console.progress(sum(map(work, waiting)), "tracing", "tokens") as advance,
     ):
-        for step in make_engine(config, loaded, record=True).run(waiting):
+        for step in make_engine(config, loaded, record=True).run(waiting, clock):
             writer.write(step)
             speed.add(step)
-            unused = sum(by_id[c.request_id].max_new_tokens - c.decode_steps - 1 for c in step.finished)
-            advance(step.prompt_tokens + len(step.new_tokens) + unused)
+            # What no step has to compute: tokens found in the cache, and those behind an end of sequence.
+            spared = sum(
+                c.cached_tokens + by_id[c.request_id].max_new_tokens - c.decode_steps - 1 for c in step.finished
+            )
+            advance(step.prompt_tokens + len(step.new_tokens) + spared)
     return writer.summary(), speed
 
 

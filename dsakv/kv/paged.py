@@ -153,7 +153,7 @@ class PagedCache:
             size = n_layers * slots * (row_dim + index_dim) * dtype.itemsize
             raise DsakvError(
                 f"no room on {device} for a KV cache of {size / 1e9:.1f} GB",
-                "lower --batch-size or --kv-block-size, or shorten the prompts",
+                "lower --batch-size or --kv-blocks, or shorten the prompts",
             ) from error
 
     @property

@@ -12,7 +12,18 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from dsakv.request import Step
+from dsakv.trace.serving import QUANTILES, SPANS
 
+_LABELS = {"queue_ms": "queue", "ttft_ms": "TTFT", "tpot_ms": "TPOT", "latency_ms": "latency"}
+_CLOCKS = {
+    "virtual": "a clock that counts the engine's work and skips idle time",
+    "wall": "the wall clock",
+}
+_RATES = {
+    "requests_per_s": "requests/s",
+    "output_tokens_per_s": "new tokens/s",
+    "total_tokens_per_s": "tokens/s with the prompts",
+}
 _DISTRIBUTIONS = {
     "unique_blocks": "blocks touched a record",
     "touched_block_ratio": "share of the blocks in use",
@@ -46,6 +57,7 @@ def render_run(
     scores: Mapping[str, Sequence[float]],
     speed: Speed,
     model: Mapping[str, Any],
+    clock: str,
 ) -> RenderableType:
     """Tables of the distributions in ``summary.json`` and, where the workload has one, of the scores by task."""
     records = summary["unique_blocks"]["count"]
@@ -56,6 +68,13 @@ def render_run(
     for kind in ("prefill", "decode"):
         if speed.tokens[kind]:
             facts.add_row(kind, speed.of(kind))
+    served = summary["serving"]
+    if served["cached_tokens"]:
+        share = served["cached_tokens"] / served["prompt_tokens"]
+        facts.add_row(
+            "prefix cache",
+            f"{served['cached_tokens']:,} of {served['prompt_tokens']:,} prompt tokens reused ({share:.1%})",
+        )
     parts: list[RenderableType] = [facts]
     table = Table("selection", "mean", "min", "p50", "p95", "max", title="what was selected", title_justify="left")
     for column in table.columns[1:]:
@@ -66,13 +85,38 @@ def render_run(
             table.add_row(label, *(_number(values[name]) for name in ("mean", "min", "p50", "p95", "max")))
     if table.row_count:
         parts.append(table)
+    parts += _serving(served, clock)
     if scores:
-        quality = Table("task", "requests", "score", title="answers found (1 is all)", title_justify="left")
+        quality = Table("group", "requests", "score", title="answers found (1 is all)", title_justify="left")
         quality.columns[1].justify = quality.columns[2].justify = "right"
         for task, values in sorted(scores.items()):
             quality.add_row(task, str(len(values)), f"{sum(values) / len(values):.2f}")
         parts.append(quality)
     return Group(*parts)
+
+
+def _serving(served: Mapping[str, Any], clock: str) -> list[RenderableType]:
+    """Waiting and latency of the requests, and what the words mean."""
+    if not served["requests"]:
+        return []
+    table = Table(
+        "milliseconds",
+        *QUANTILES,
+        "which is",
+        title=f"how requests were served, by {_CLOCKS[clock]}",
+        title_justify="left",
+    )
+    for column in table.columns[1:-1]:
+        column.justify = "right"
+    for name, meaning in SPANS.items():
+        values = served[name]
+        if values["max"] is not None:
+            table.add_row(_LABELS[name], *(_number(values[q]) for q in QUANTILES), meaning)
+    rates = [f"{served['requests']:,} requests in {served['duration_s']:,.1f} s from first arrival to last token"]
+    for name, unit in _RATES.items():
+        if served[name] is not None:
+            rates.append(f"{_number(served[name])} {unit}")
+    return [table, "; ".join(rates)]
 
 
 def _number(value: float) -> str:

@@ -160,6 +160,8 @@ def request_line(
         "ttft_ms": completion.ttft_ms,
         "tpot_ms": completion.tpot_ms,
         "latency_ms": completion.latency_ms,
+        "forced": request.forced_token_ids is not None,
+        "cached_tokens": completion.cached_tokens,
         "prefix_cache_hit": facts.prefix_cached_blocks > 0,
         "prefix_cached_blocks": facts.prefix_cached_blocks,
         "prefix_key": facts.prefix_key,

@@ -90,6 +90,8 @@ REQUEST: Fields = {
 }
 REQUEST_OPTIONAL: Fields = {
     "prefix_owners": (list,),
+    "forced": (bool,),
+    "cached_tokens": (int,),
     "score": NUMBER,
     "prompt": (str, type(None)),
     "completion": (str, type(None)),
@@ -106,6 +108,7 @@ DISTRIBUTIONS = (
     "prefix_intersection_ratio",
 )
 SUMMARY: Fields = dict.fromkeys(("inputs", *DISTRIBUTIONS, "prefix_hot_blocks"), (dict,))
+SUMMARY_OPTIONAL: Fields = {"serving": (dict,)}
 
 
 def record(options: Mapping[str, Any]) -> Fields:

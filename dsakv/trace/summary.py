@@ -18,6 +18,7 @@ from dsakv.errors import InputError
 from dsakv.trace.batch import Ints, TraceBatch
 from dsakv.trace.formats import read_records, shard_paths
 from dsakv.trace.records import RATIO_BINS, Derived, derive
+from dsakv.trace.serving import serving
 
 HOT_BLOCKS = 20
 _BATCH = 256
@@ -121,7 +122,7 @@ def _hottest(touches: Histogram) -> list[dict[str, int]]:
 
 
 def summarize(trace_dir: Path) -> dict[str, Any]:
-    """What ``summary.json`` of this trace must say, from its shards and ``run_meta.json``.
+    """What ``summary.json`` of this trace must say, from its shards, ``run_meta.json`` and ``requests.jsonl``.
 
     Raises:
         InputError: no ``run_meta.json``, a bad record, or records without positions.
@@ -134,7 +135,8 @@ def summarize(trace_dir: Path) -> dict[str, Any]:
         raise InputError(
             f"{path} is missing or not this program's: {error}", "name the block folder of a run, where its shards lie"
         ) from None
-    return from_shards(trace_dir, block_size).to_dict(inputs)
+    served = serving(trace_dir.parent / "requests.jsonl")
+    return from_shards(trace_dir, block_size).to_dict(inputs) | {"serving": served}
 
 
 def from_shards(trace_dir: Path, block_size: int) -> Summary:

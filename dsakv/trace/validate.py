@@ -19,6 +19,7 @@ from dsakv.trace import schema
 from dsakv.trace.batch import TIERS
 from dsakv.trace.files import read_lines
 from dsakv.trace.formats import read_records, shard_paths
+from dsakv.trace.serving import serving
 
 
 @dataclass(slots=True)
@@ -82,7 +83,11 @@ class _Validator:
         self.report.requests = len(self.requests)
         summary = trace_dir / "summary.json"
         if summary.exists() and not self.report.without_positions:
-            self._summary(str(summary), schema.parse(str(summary), summary.read_bytes(), schema.SUMMARY))
+            found = schema.parse(str(summary), summary.read_bytes(), schema.SUMMARY, schema.SUMMARY_OPTIONAL)
+            self._summary(str(summary), found)
+            if "serving" in found:
+                served = serving(log)
+                self._check("summary", found["serving"] == served, str(summary), f"serving is not {served}")
         return self.report
 
     def _owners(self, place: str, entry: dict[str, Any]) -> None:

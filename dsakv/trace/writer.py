@@ -27,6 +27,7 @@ from dsakv.trace.formats import FORMATS, ShardWriter, shard_path
 from dsakv.trace.jsonl_writer import request_line
 from dsakv.trace.records import PrefixFacts, derive, to_batch
 from dsakv.trace.run_dir import RunDir
+from dsakv.trace.serving import serving
 from dsakv.trace.summary import Summary, from_shards
 
 QUEUED_STEPS = 4  # of V3.2 at batch 64 a step is some 60 MB
@@ -141,7 +142,7 @@ class TraceWriter:
 
     def summary(self) -> dict[str, Any]:
         """What ``summary.json`` says; to be asked after :meth:`close`."""
-        return self._summary.to_dict(self._inputs)
+        return self._summary.to_dict(self._inputs) | {"serving": serving(self._run.requests_path)}
 
     def __enter__(self) -> TraceWriter:
         self._lock.enter_context(locked(self._run.path))

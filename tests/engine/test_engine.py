@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from dsakv.config import ModelConfig
-from dsakv.engine.engine import Engine, EngineOptions
+from dsakv.engine.engine import Engine
+from dsakv.engine.options import EngineOptions
 from dsakv.engine.sampling import sample
 from dsakv.errors import DsakvError, InputError
 from dsakv.jobs.model import load_model

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dsakv.config import ModelConfig
-from dsakv.engine.engine import Engine, EngineOptions
+from dsakv.engine.engine import Engine
+from dsakv.engine.options import EngineOptions
 from dsakv.errors import InputError
 from dsakv.jobs.model import LoadedModel, _find_config, cache_home, load_model
 from dsakv.request import Request

@@ -13,7 +13,8 @@ from transformers import DeepseekV32Config, DeepseekV32ForCausalLM
 
 from dsakv.cli import run
 from dsakv.config import ModelConfig
-from dsakv.engine.engine import Engine, EngineOptions
+from dsakv.engine.engine import Engine
+from dsakv.engine.options import EngineOptions
 from dsakv.jobs.model import load_model
 from dsakv.kv.paged import BlockTable, PagedCache
 from dsakv.models.contracts import Model

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from dsakv.config import ModelConfig
-from dsakv.engine.engine import Engine, EngineOptions
+from dsakv.engine.engine import Engine
+from dsakv.engine.options import EngineOptions
 from dsakv.errors import InputError
 from dsakv.jobs.model import load_model
 from dsakv.models.tiny import CONFIG, write_checkpoint

@@ -28,7 +28,7 @@ def test_selfcheck_reports_what_it_checked(tmp_path: Path, name: Literal["jsonl"
     assert report.records == sum(steps) * LAYERS == report.checks["selections"]
     assert report.requests == len(steps)
     assert report.files == 4
-    assert report.checks["summary"] == 7
+    assert report.checks["summary"] == 8
     assert report.without_positions == 0
 
 

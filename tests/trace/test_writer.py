@@ -141,6 +141,8 @@ def test_requests_jsonl(tmp_path: Path) -> None:
             "ttft_ms": 3.0,
             "tpot_ms": None,
             "latency_ms": 4.0,
+            "forced": False,
+            "cached_tokens": 0,
             "prefix_cache_hit": False,
             "prefix_cached_blocks": 0,
             "prefix_key": PREFIX[0].prefix_key,

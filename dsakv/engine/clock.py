@@ -1,0 +1,70 @@
+"""What time it is in a run: when requests arrive and how long they take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Seconds since the run began."""
+
+    def now(self) -> float: ...
+
+    def wait_until(self, seconds: float) -> None:
+        """Return at this time, at once where it has passed."""
+        ...
+
+    def pause(self) -> None:
+        """The engine hands a step over: what its consumer does with it is no part of the run's work."""
+        ...
+
+    def resume(self) -> None: ...
+
+
+class VirtualClock:
+    """Goes while the engine works, stands still while others do, and jumps where the engine would wait.
+
+    So service times are measured, and neither idle hours nor what a consumer of the steps does take part.
+    """
+
+    def __init__(self, ticks: Callable[[], float] = time.perf_counter) -> None:
+        self._ticks = ticks
+        self._begin = ticks()
+        self._paused: float | None = None
+
+    def now(self) -> float:
+        return (self._ticks() if self._paused is None else self._paused) - self._begin
+
+    def wait_until(self, seconds: float) -> None:
+        self._begin -= max(0.0, seconds - self.now())
+
+    def pause(self) -> None:
+        self._paused = self._ticks()
+
+    def resume(self) -> None:
+        if self._paused is not None:
+            self._begin += self._ticks() - self._paused
+            self._paused = None
+
+
+class WallClock:
+    """Real time: waits for arrivals, and goes on while others use the steps."""
+
+    def __init__(
+        self, ticks: Callable[[], float] = time.perf_counter, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._ticks, self._sleep = ticks, sleep
+        self._begin = ticks()
+
+    def now(self) -> float:
+        return self._ticks() - self._begin
+
+    def wait_until(self, seconds: float) -> None:
+        while (left := seconds - self.now()) > 0:
+            self._sleep(left)
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...

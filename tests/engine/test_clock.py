@@ -1,0 +1,46 @@
+"""A virtual clock counts work alone; a wall clock waits."""
+
+from __future__ import annotations
+
+import pytest
+
+from dsakv.engine.clock import VirtualClock, WallClock
+from tests.engine.fakes import FakeTime
+
+
+def test_a_virtual_clock_jumps_and_stands_still_while_paused() -> None:
+    time = FakeTime()
+    clock = VirtualClock(time)
+    time.seconds += 2
+    assert clock.now() == 2
+    clock.wait_until(10)
+    assert clock.now() == 10
+    clock.wait_until(4)
+    assert clock.now() == 10
+    clock.pause()
+    time.seconds += 100
+    assert clock.now() == 10
+    clock.resume()
+    time.seconds += 1
+    assert clock.now() == 11
+    assert time.seconds == 103  # nobody waited
+
+
+def test_a_wall_clock_sleeps_until_it_is_time() -> None:
+    time = FakeTime()
+    naps: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        time.sleep(min(seconds, 3))  # a sleep may end early
+
+    clock = WallClock(time, sleep)
+    time.seconds += 1
+    clock.wait_until(8)
+    assert clock.now() == 8
+    assert naps == pytest.approx([7, 4, 1])
+    clock.pause()
+    time.seconds += 5
+    clock.resume()
+    clock.wait_until(9)
+    assert clock.now() == 13
