@@ -65,6 +65,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self._clients, self._manager, self._options, self._device = clients, manager, options, device
         self._joining = 0  # by batch: how many of the queue may still join those that run
+        self._head: Sequence | None = None  # of the queue, while too few blocks are free for it
 
     @property
     def done(self) -> bool:
@@ -108,28 +109,28 @@ class Scheduler:
         continuous = self._options.admission == "continuous"
         queue = self._clients.queue
         while queue and (len(self.running) < self._options.batch_size if continuous else self._joining):
-            sequence = self._admitted(*queue[0])
-            if sequence is None:
+            sequence = self._head or Sequence(*queue[0], self._options.seed, self._device)
+            if not self._place(sequence):
+                self._head = sequence
                 return
+            self._head = None
             queue.popleft()
             self._joining -= 1
             self.running.append(sequence)
             yield sequence
 
-    def _admitted(self, request: Request, arrival: float) -> Sequence | None:
-        """The request with all blocks that it will need; None where too few are free."""
+    def _place(self, sequence: Sequence) -> bool:
+        """Give the sequence all blocks that it will need, if so many are free."""
         options = self._options
-        sequence = Sequence(request, arrival, options.seed, self._device)
         shared: list[int] = []
         if options.prefix_cache:
             # The last token is computed in any case, for its logits, and so is what is to be recorded.
             reusable = sequence.prompt_tokens - max(1, options.record_prefill_tail)
             shared = self._manager.cached(sequence.hashes(max(0, reusable), options.block_size))
-        blocks = self._manager.allocate(blocks_needed(request, options.block_size), shared)
-        if blocks is None:
-            return None
-        sequence.place(BlockTable(blocks, self._device), len(shared) * options.block_size)
-        return sequence
+        blocks = self._manager.allocate(blocks_needed(sequence.request, options.block_size), shared)
+        if blocks is not None:
+            sequence.place(BlockTable(blocks, self._device), len(shared) * options.block_size)
+        return blocks is not None
 
     def _publish(self, sequence: Sequence, length: int) -> None:
         """Offer the blocks that the step fills to other prompts."""
