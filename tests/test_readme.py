@@ -132,8 +132,7 @@ def test_a_preset_says_how_to_use_it(path: Path, capsys: pytest.CaptureFixture[s
     command, name, rest = found.groups()
     assert name == path.name
     assert set(re.findall(r"--[a-z-]+", rest)) <= flags_of(command, capsys)
-    top = command.split()[0]
-    assert resolve(top, {}, {}, path) != resolve(top, {}, {}, None)
+    assert resolve(command, {}, {}, path) != resolve(command, {}, {}, None)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.json")), ids=lambda path: path.name)
