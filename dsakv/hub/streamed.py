@@ -10,7 +10,7 @@ import orjson
 
 from dsakv.console import Console
 from dsakv.errors import DsakvError, InputError
-from dsakv.hub.client import Hub, Source, token
+from dsakv.hub.client import Hub, Source, only_errors, token
 from dsakv.hub.failures import explained, http_error
 from dsakv.hub.locate import patiently
 
@@ -44,10 +44,10 @@ def streamed_rows(repo: str, commit: str, split: str) -> Iterator[bytes]:
     """
     import datasets
 
-    with _explained(repo, split):
+    with _explained(repo):
         rows = iter(datasets.load_dataset(repo, split=split, streaming=True, revision=commit, token=token() or False))
     for number in range(2**63):
-        with _explained(repo, split):
+        with _explained(repo):
             row = next(rows, None)
         if row is None:
             return
@@ -67,7 +67,7 @@ def _line(row: dict[str, Any], place: str) -> bytes:
 
 
 @contextmanager
-def _explained(repo: str, split: str) -> Iterator[None]:
+def _explained(repo: str) -> Iterator[None]:
     import datasets
     from datasets.exceptions import DatasetsError
 
@@ -75,11 +75,12 @@ def _explained(repo: str, split: str) -> Iterator[None]:
     datasets.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     try:
-        yield
+        with only_errors():
+            yield
     except (DatasetsError, ValueError, OSError, http_error()) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if "split" in first.lower():
-            raise InputError(f"{repo} has no split {split}: {first}", "name one of its splits with --split") from error
+            raise InputError(f"{repo}: {first}", "name one of its splits with --split") from error
         raise DsakvError(
             f"the datasets library cannot read {repo}: {first}",
             "name another data set, or download a file of conversations and read it with trace sharegpt",

@@ -167,9 +167,19 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json({"branches": [], "tags": [], "converts": []})
         files = [self._entry(repo, file) for file in repo.files]
         if kind == "tree":
-            return self._json([entry for entry in files if not path or entry["path"].startswith(f"{path}/")])
+            return self._tree(repo, f"{path}/" if path else "", files)
         wanted = re.findall(r'[^"&=]+', body.decode()) if body else []
         return self._json([entry for entry in files if entry["path"] in json.dumps(wanted)])
+
+    def _tree(self, repo: Repo, below: str, files: list[dict[str, Any]]) -> None:
+        found = [entry for entry in files if entry["path"].startswith(below)]
+        if not found:
+            return self._refuse(404, "EntryNotFound")
+        names = {below + entry["path"].removeprefix(below).split("/")[0] for entry in found}
+        folders = [{"type": "directory", "path": name, "size": 0, "oid": repo.commit} for name in names]
+        deep = "recursive=true" in self.path.lower()
+        here = [entry for entry in found if deep or entry["path"] in names]
+        return self._json([entry for entry in folders if entry["path"] not in repo.files] + here)
 
     @staticmethod
     def _entry(repo: Repo, name: str) -> dict[str, Any]:
