@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from io import StringIO
 from pathlib import Path
 
@@ -71,9 +72,9 @@ def test_a_file_is_downloaded_once(source: Source, lfs: bool, repo: Repo, server
 def test_the_cache_is_that_of_the_client(repo: Repo, server: Server, hub: Hub) -> None:
     """What dsakv downloaded, others find, and the other way round."""
     found, _ = fetched(BRANCH, hub)
-    options = {"repo_type": "dataset", "cache_dir": hub.cache, "endpoint": hub.endpoint}
-    assert hf_hub_download(BRANCH.repo, BRANCH.file, local_files_only=True, **options) == str(found.path)
-    hf_hub_download(BRANCH.repo, "other.bin", **options)
+    get = partial(hf_hub_download, BRANCH.repo, repo_type="dataset", cache_dir=hub.cache, endpoint=hub.endpoint)
+    assert get(BRANCH.file, local_files_only=True) == str(found.path)
+    get("other.bin")
     bodies = server.count("GET")
     assert fetched(replace(BRANCH, file="other.bin"), hub)[0].path.read_bytes() == b"other"
     assert server.count("GET") == bodies
