@@ -6,7 +6,7 @@ import gzip
 import io
 import tarfile
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -48,7 +48,7 @@ def members(
                     yield place, content
             if not waiting:
                 return
-    raise InputError(f"{name} has no {', '.join(sorted(waiting))}", f"it holds: {_listed(seen)}")
+    raise InputError(f"{name} has no {', '.join(sorted(waiting))}", f"it holds {_listed(seen)}")
 
 
 @contextmanager
@@ -70,9 +70,17 @@ def _normal(path: str) -> str | None:
     return None if path.startswith("/") or ".." in parts else "/".join(parts)
 
 
-def _listed(paths: list[str]) -> str:
-    shown = ", ".join(sorted(paths)[:30]) or "no file"
-    return f"{shown} and {len(paths) - 30} more" if len(paths) > 30 else shown
+def _listed(paths: Iterable[str]) -> str:
+    """Many files in few words: their names, and the folders where there are such."""
+    names = dict.fromkeys(path.rpartition("/")[2] for path in paths)
+    folders = dict.fromkeys(path.rpartition("/")[0] for path in paths)
+    return f"{_few(names, 12)} in {_few(folders, 20)}" if names else "no file"
+
+
+def _few(words: Iterable[str], most: int) -> str:
+    ordered = sorted(words, key=lambda word: (len(word), word))
+    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
+    return ", ".join(ordered[:most]) + more
 
 
 class _Counted(io.RawIOBase):

@@ -13,7 +13,7 @@ from typing import TypeVar
 from dsakv.console import Console
 from dsakv.errors import DsakvError
 from dsakv.hub.client import Hub, Source, token
-from dsakv.hub.failures import explained, http_error, is_passing, reason
+from dsakv.hub.failures import explained, http_error, is_passing, status_of
 
 T = TypeVar("T")
 
@@ -75,7 +75,9 @@ def patiently(call: Callable[[], T], hub: Hub, console: Console) -> T:
 
 def say_wait(error: Exception, wait: float, console: Console) -> None:
     """Say that the hub failed for now, and wait."""
-    console.info(f"the hub does not answer as it should ({reason(error)}); trying again in {wait:g} s")
+    status = status_of(error)
+    what = "the connection broke" if status is None else f"the hub answers with status {status}"
+    console.info(f"{what}; trying again in {wait:g} s")
     time.sleep(wait)
 
 

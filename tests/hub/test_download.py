@@ -112,7 +112,7 @@ def test_a_connection_that_breaks_is_taken_up_again(repo: Repo, server: Server, 
     repo.cuts = [100_000] * 4
     found, log = fetched(PINNED, hub)
     assert found.path.read_bytes() == CONTENT
-    assert log.count("trying again in 0 s") == 4
+    assert log.count("the connection broke; trying again in 0 s") == 4
     assert server.ranges()[-1] == "bytes=400000-"
 
 
@@ -240,7 +240,7 @@ def test_a_busy_hub_is_asked_again(status: int, repo: Repo, server: Server, hub:
     repo.statuses = [status, 0, status]  # the question, its answer, the body
     found, log = fetched(PINNED, hub)
     assert found.path.read_bytes() == CONTENT
-    assert log.count(f"(status {status}); trying again") == 2
+    assert log.count(f"the hub answers with status {status}; trying again in 0 s") == 2
     repo.statuses = [status] * 2
     error = failed(replace(BRANCH, file="other.bin"), hub)
     assert f"for now (status {status})" in error.message

@@ -94,10 +94,10 @@ def test_what_only_looks_wanted_is_passed_over(
 
 
 def test_a_missing_member_is_told_with_what_there_is(tmp_path: Path) -> None:
-    path = archive(tmp_path / "a.tgz", [member("data/one"), member("data/two")])
+    path = archive(tmp_path / "a.tgz", [member(f"data/{task}/v_{n}") for task in ("vt", "qa") for n in (9, 10)])
     with pytest.raises(InputError, match=f"has no {WANTED}") as caught:
         read(path)
-    assert caught.value.hint == "it holds: data/one, data/two"
+    assert caught.value.hint == "it holds v_9, v_10 in data/qa, data/vt"
 
 
 @given(data=st.data())
