@@ -79,6 +79,24 @@ def trace_ruler(config: Config) -> None:
     _trace("ruler", config)
 
 
+REPLAYED = ALWAYS_TRACED | {"workload.forced", "workload.truncate", "engine.max_new_tokens"}
+"""Keys that mean nothing to a trace of lengths: it has no answers, and no text with a middle."""
+
+
+@trace_app.command("burstgpt")
+@configured("trace burstgpt", without=REPLAYED)
+def trace_burstgpt(config: Config) -> None:
+    """Trace BurstGPT: its arrivals and lengths, with prompts of real text."""
+    _trace("burstgpt", config)
+
+
+@trace_app.command("mooncake")
+@configured("trace mooncake", without=REPLAYED)
+def trace_mooncake(config: Config) -> None:
+    """Trace Mooncake: its arrivals, lengths and shared prefixes, with prompts of real text."""
+    _trace("mooncake", config)
+
+
 def _trace(workload: str, config: Config) -> None:
     from dsakv.console import Console
 

@@ -1,16 +1,24 @@
-"""Where requests come from. A new workload is one file or folder here and one line in ``build``."""
+"""Where requests come from. A new workload is one file or folder here and one line in ``WORKLOADS``."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from dsakv.config import Config
 from dsakv.workloads.base import InputCounts, Workload
+from dsakv.workloads.burstgpt import BurstGPT
+from dsakv.workloads.mooncake import Mooncake
 from dsakv.workloads.ruler import Ruler
 
 __all__ = ["WORKLOADS", "InputCounts", "Workload", "build"]
 
-WORKLOADS = {"ruler": Ruler}
+WORKLOADS: Mapping[str, Callable[[Config], Workload]] = {
+    "ruler": Ruler.from_config,
+    "burstgpt": BurstGPT.from_config,
+    "mooncake": Mooncake.from_config,
+}
 
 
 def build(name: str, config: Config) -> Workload:
     """The workload ``name`` (a key of ``WORKLOADS``) with the options of this configuration."""
-    return WORKLOADS[name].from_config(config)
+    return WORKLOADS[name](config)
