@@ -83,6 +83,20 @@ REPLAYED = ALWAYS_TRACED | {"workload.forced", "workload.truncate", "engine.max_
 """Keys that mean nothing to a trace of lengths: it has no answers, and no text with a middle."""
 
 
+@trace_app.command("longbenchv2")
+@configured("trace longbenchv2", without=ALWAYS_TRACED | {"workload.max_new_tokens_cap", "workload.corpus"})
+def trace_longbenchv2(config: Config) -> None:
+    """Trace LongBench v2: questions with four choices on long documents."""
+    _trace("longbenchv2", config)
+
+
+@trace_app.command("sharegpt")
+@configured("trace sharegpt", without=ALWAYS_TRACED | {"workload.max_new_tokens_cap", "workload.corpus"})
+def trace_sharegpt(config: Config) -> None:
+    """Trace ShareGPT: conversations of users with assistants."""
+    _trace("sharegpt", config)
+
+
 @trace_app.command("burstgpt")
 @configured("trace burstgpt", without=REPLAYED)
 def trace_burstgpt(config: Config) -> None:
@@ -105,6 +119,13 @@ def _trace(workload: str, config: Config) -> None:
     from dsakv.jobs.trace import trace
 
     trace(workload, config, console)
+
+
+@trace_app.command("file")
+@configured("trace file", without=ALWAYS_TRACED | {"workload.max_new_tokens_cap", "workload.corpus"})
+def trace_file(config: Config) -> None:
+    """Trace requests of your own, from a file of JSON lines."""
+    _trace("file", config)
 
 
 @trace_app.command("selfcheck")

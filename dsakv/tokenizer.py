@@ -13,27 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dsakv.chat_templates import BYTE_CHAT_TEMPLATE, V32_CHAT_TEMPLATE, V32_TOKENS
 from dsakv.errors import InputError
 
 MAX_CHARACTER_BYTES = 4  # of a character in UTF-8
 BYTE_SPECIAL_TOKENS = ("<|begin|>", "<|end|>", "<|User|>", "<|Assistant|>")
-
-BYTE_CHAT_TEMPLATE = """\
-{{- '<|begin|>' }}
-{%- for message in messages %}
-    {%- if message['role'] == 'system' %}
-        {{- message['content'] }}
-    {%- elif message['role'] == 'user' %}
-        {{- '<|User|>' + message['content'] }}
-    {%- elif message['role'] == 'assistant' %}
-        {{- '<|Assistant|>' + message['content'] + '<|end|>' }}
-    {%- else %}
-        {{- raise_exception('unknown role: ' + message['role']) }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|Assistant|>' }}
-{%- endif %}"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +30,15 @@ class EncodedPrompt:
     """Tokens ``ids[start:stop]`` come from the text alone; the rest is template and answer prefix."""
     offsets: list[tuple[int, int]]
     """Half-open character spans in the text, one for each of these tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedMessages:
+    """A conversation as the model sees it, and where in it the contents stand."""
+
+    ids: list[int]
+    contents: list[tuple[int, int]]
+    """Half-open token ranges that come from the contents alone, in order; none where the template rewrites one."""
 
 
 class Tokenizer:
@@ -114,8 +107,7 @@ class Tokenizer:
         begin = sum(len(piece) for piece, _ in pieces[:text_at])
         kept = pieces[text_at][0]  # a template may strip the ends
         ids, offsets = self._encode_pieces([*pieces, (answer_prefix, False)])
-        start = bisect_left(offsets, begin, key=lambda span: span[0])
-        stop = max(start, bisect_right(offsets, begin + len(kept), key=lambda span: span[1]))
+        start, stop = _inside(offsets, begin, begin + len(kept))
         shift = text.find(kept) - begin
         lead = [] if self.has_chat_template else self._lead
         return EncodedPrompt(
@@ -131,12 +123,24 @@ class Tokenizer:
         Special tokens spelled in a content stay text, except where the template rewrites that content.
         Raises InputError without a chat template, or where the template refuses the messages.
         """
+        return self.encode_messages_with_contents(messages).ids
+
+    def encode_messages_with_contents(self, messages: list[dict[str, str]]) -> EncodedMessages:
+        """As ``encode_messages``, with the tokens that come from each content."""
         if not self.has_chat_template:
             raise InputError(
                 "the checkpoint has no chat template, so messages cannot be encoded",
                 "give `prompt` or `prompt_token_ids`, or put a chat_template.jinja beside the tokenizer",
             )
-        return self._encode_pieces(self._render(messages))[0]
+        pieces = self._render(messages)
+        ids, offsets = self._encode_pieces(pieces)
+        contents = []
+        begin = 0
+        for text, trusted in pieces:
+            if not trusted:
+                contents.append(_inside(offsets, begin, begin + len(text)))
+            begin += len(text)
+        return EncodedMessages(ids, contents)
 
     def decode(self, ids: list[int]) -> str:
         """Text of the ids without special tokens; bytes that are no UTF-8 become U+FFFD."""
@@ -204,6 +208,12 @@ class Tokenizer:
         return ids, offsets
 
 
+def _inside(offsets: list[tuple[int, int]], begin: int, end: int) -> tuple[int, int]:
+    """The tokens whose characters all lie in ``[begin, end)``."""
+    start = bisect_left(offsets, begin, key=lambda span: span[0])
+    return start, max(start, bisect_right(offsets, end, key=lambda span: span[1]))
+
+
 def _encode(backend: Any, text: str) -> Any:
     try:
         return backend.encode(text, add_special_tokens=False)
@@ -269,6 +279,8 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     except Exception as error:  # the Rust part raises plain Exception
         reason = " ".join([f"{type(error).__name__}:", *str(error).splitlines()[:1]])
         raise InputError(f"cannot load the tokenizer in {directory}: {reason}", hint) from error
+    if not hf.chat_template and set(V32_TOKENS) <= hf.get_vocab().keys():
+        hf.chat_template = V32_CHAT_TEMPLATE
     eos = generation_eos_ids(directory)
     if not eos and hf.eos_token_id is not None:
         eos = frozenset([int(hf.eos_token_id)])

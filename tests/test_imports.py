@@ -17,7 +17,7 @@ LEVELS = [
     {"jobs", "report"},
     {"engine", "kv", "weights"},
     {"models", "workloads", "hub", "analysis", "trace"},
-    {"kernels", "policies", "prefix", "tokenizer"},
+    {"kernels", "policies", "prefix", "tokenizer", "chat_templates"},
     {"config", "settings", "request", "console"},
     {"errors", "threads", "compiled"},
 ]

@@ -13,6 +13,7 @@ from rich import filesize
 from dsakv.config import Config
 from dsakv.console import Console
 from dsakv.engine.clock import VirtualClock, WallClock
+from dsakv.engine.engine import Engine
 from dsakv.errors import InputError
 from dsakv.jobs.model import LoadedModel, load_model
 from dsakv.jobs.run import announce, how_to_analyze, inputs, make_engine, prefix_facts
@@ -48,6 +49,8 @@ def trace(name: str, config: Config, console: Console) -> RunDir:
     loaded = load_model(config.model)
     announce(loaded, console)
     requests, counts = _draw(workload, config, loaded, console)
+    engine = make_engine(config, loaded, record=True)
+    engine.check(requests)
     _say_size(requests, config, loaded, console)
     if config.trace.resume:
         facts = {"dataset": name, "model": loaded.describe(), "inputs": counts}
@@ -55,7 +58,7 @@ def trace(name: str, config: Config, console: Console) -> RunDir:
     else:
         run = RunDir.create(config.trace.out, name, block_size, stored)
     run.write_meta(dataset=name, model=loaded.describe(), seed=config.engine.seed, options=config.trace, inputs=counts)
-    summary, speed = _record(run, workload, requests, counts, config, loaded, console)
+    summary, speed = _record(engine, run, workload, requests, counts, config, loaded, console)
     scores = _scores(run, workload.score_groups)
     console.print_table(render_run(run.trace_dir, summary, scores, speed, loaded.describe(), config.serving.clock))
     if not summary["unique_blocks"]["count"]:
@@ -120,6 +123,7 @@ def _say_size(requests: list[Request], config: Config, loaded: LoadedModel, cons
 
 
 def _record(
+    engine: Engine,
     run: RunDir,
     workload: Workload,
     requests: list[Request],
@@ -158,7 +162,7 @@ def _record(
         ) as writer,
         console.progress(sum(map(work, waiting)), "tracing", "tokens") as advance,
     ):
-        for step in make_engine(config, loaded, record=True).run(waiting, clock):
+        for step in engine.run(waiting, clock):
             writer.write(step)
             speed.add(step)
             # What no step has to compute: tokens found in the cache, and those behind an end of sequence.

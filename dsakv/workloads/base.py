@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -13,6 +13,7 @@ from dsakv.request import Request
 from dsakv.tokenizer import Tokenizer
 
 Span = tuple[int, int]
+Cut = Literal["head", "tail", "middle"]
 
 
 @dataclass(slots=True)
@@ -70,7 +71,7 @@ def fit_prompt(
     tokenizer: Tokenizer,
     text: str,
     max_prompt_tokens: int,
-    cut: Literal["head", "tail", "middle"],
+    cut: Cut,
     *,
     answer_prefix: str = "",
     spans: Iterable[Span] = (),
@@ -81,19 +82,53 @@ def fit_prompt(
     character ranges of the text; one that loses any token is left out. None where no token of the text would remain.
     """
     prompt = tokenizer.encode_prompt_with_offsets(text, answer_prefix)
-    length = prompt.stop - prompt.start
-    excess = max(0, len(prompt.ids) - max_prompt_tokens)
-    keep = length - excess
-    if excess and keep < 1:
+    fitted = fit_tokens(prompt.ids, [(prompt.start, prompt.stop)], max_prompt_tokens, cut)
+    if fitted is None:
         return None
-    head = {"head": 0, "tail": keep, "middle": keep - keep // 2}[cut]
-    gone = (prompt.start + head, prompt.start + head + excess)
+    ids, gaps = fitted
+    excess = len(prompt.ids) - len(ids)
+    gone = gaps[0] if gaps else (len(prompt.ids), len(prompt.ids))
     token_spans: list[Span] = []
     for first, last in spans:
         begin = prompt.start + bisect_right(prompt.offsets, first, key=lambda span: span[1])
         end = prompt.start + bisect_left(prompt.offsets, last, key=lambda span: span[0])
-        if end <= gone[0] or excess == 0:
+        if end <= gone[0]:
             token_spans.append((begin, end))
         elif begin >= gone[1]:
             token_spans.append((begin - excess, end - excess))
-    return FittedPrompt(prompt.ids[: gone[0]] + prompt.ids[gone[1] :], tuple(sorted(token_spans)), excess)
+    return FittedPrompt(ids, tuple(sorted(token_spans)), excess)
+
+
+def fit_messages(
+    tokenizer: Tokenizer, messages: list[dict[str, str]], max_prompt_tokens: int, cut: Cut
+) -> FittedPrompt | None:
+    """Encode a conversation, cutting tokens of its contents, taken as one text, until it fits. None as above, and
+    where the template rewrites contents, so that they cannot be cut.
+    """
+    encoded = tokenizer.encode_messages_with_contents(messages)
+    fitted = fit_tokens(encoded.ids, encoded.contents, max_prompt_tokens, cut)
+    return None if fitted is None else FittedPrompt(fitted[0], (), len(encoded.ids) - len(fitted[0]))
+
+
+def fit_tokens(ids: list[int], text: Sequence[Span], limit: int, cut: Cut) -> tuple[list[int], list[Span]] | None:
+    """At most ``limit`` of ``ids``, and what went: only tokens in the ``text`` ranges do, taken as one stream.
+
+    None where no token of the text would remain.
+    """
+    excess = max(0, len(ids) - limit)
+    if not excess:
+        return ids, []
+    keep = sum(end - begin for begin, end in text) - excess
+    if keep < 1:
+        return None
+    first = {"head": 0, "tail": keep, "middle": keep - keep // 2}[cut]
+    gaps, kept = [], []
+    passed = copied = 0  # tokens of the stream, of ids
+    for begin, end in text:
+        a, b = max(first - passed, 0), min(first + excess - passed, end - begin)
+        if a < b:
+            gaps.append((begin + a, begin + b))
+            kept += ids[copied : begin + a]
+            copied = begin + b
+        passed += end - begin
+    return kept + ids[copied:], gaps

@@ -1,0 +1,61 @@
+"""Rows of a data set's file: one JSON array, or one JSON object a line."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from dsakv.errors import InputError
+
+Row = tuple[str, msgspec.Raw | bytes]
+"""Where a row stands, and its JSON."""
+
+
+def json_rows(path: Path, flag: str) -> Iterator[Row]:
+    """The rows of a file, one at a time; ``flag`` is the option that names it.
+
+    An array is mapped and not copied, however large it is; its rows are ``file#index`` from 0, lines are ``file:line``
+    from 1. Empty lines are passed over.
+
+    Raises InputError for a file that cannot be read, is empty, or is no JSON. What a row holds is not looked at.
+    """
+    hint = f"{flag} names a JSON array of objects, or a file of one object a line"
+    try:
+        with path.open("rb") as file:
+            while (first := file.read(1)).isspace():
+                pass
+            if not first:
+                raise InputError(f"{path} is empty", hint)
+            if first != b"[":
+                file.seek(0)
+                for number, line in enumerate(file, 1):
+                    if line.strip():
+                        yield f"{path}:{number}", line
+                return
+            array = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}", f"check {flag}") from error
+    try:
+        rows = msgspec.json.decode(array, type=list[msgspec.Raw])
+    except msgspec.DecodeError as error:
+        raise InputError(f"{path} is no JSON: {error}", f"is the file complete? {hint}") from error
+    for index, row in enumerate(rows):
+        yield f"{path}#{index}", row
+
+
+def fetched_file(folder: Path, stem: str) -> Path | None:
+    """The whole data set that ``fetch-data`` left in ``folder``, else the only limited one; None where there is none.
+
+    Raises InputError where there are several limited ones.
+    """
+    whole = folder / f"{stem}.jsonl"
+    if whole.is_file():
+        return whole
+    limited = sorted(folder.glob(f"{stem}_limit*.jsonl"))
+    if len(limited) > 1:
+        names = ", ".join(file.name for file in limited)
+        raise InputError(f"{folder} holds several files: {names}", "name one of them")
+    return limited[0] if limited else None
