@@ -112,3 +112,25 @@ def test_serving_is_what_the_requests_say(stopping: Path, ruler: Path, tmp_path:
     assert served["output_tokens_per_s"] == pytest.approx(served["output_tokens"] / seconds)
     assert served["total_tokens_per_s"] == pytest.approx((served["output_tokens"] + served["prompt_tokens"]) / seconds)
     assert served["requests_per_s"] == pytest.approx(8 / seconds)
+
+
+def test_a_replay_is_the_same_run_again(stopping: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ["Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type"]
+    for second, prompt, response in ((30, 40, 5), (31, 7, 0), (31, 90, 3), (33, 8, 12), (31.5, 33, 4), (500, 64, 2)):
+        lines.append(f"{second},GPT-4,{prompt},{response},{prompt + response},API log")
+    csv = tmp_path / "load.csv"
+    csv.write_text("\n".join(lines) + "\n")
+    base = ["trace", "burstgpt", "--ckpt-path", str(stopping), "--device", "cpu", "--burstgpt-csv", str(csv)]
+    options = ["--max-new-tokens-cap", "6", "--batch-size", "2", "--seed", "5", "--trace-store-text"]
+    runs = []
+    for name in ("once", "again"):
+        out = tmp_path / name
+        assert run([*base, *options, "--trace-out", str(out)]) == 0
+        runs.append(requests(out))
+    assert "1 (failed in the trace: no response tokens)" in capsys.readouterr().err
+    kept = ("source_id", "arrival_ms", "prompt_token_ids", "completion_token_ids", "metadata")
+    once, again = ([{name: log[i][name] for name in kept} for i in sorted(log)] for log in runs)
+    assert once == again
+    assert [entry["arrival_ms"] for entry in once] == [0, 1000, 1500, 3000, 470_000]
+    assert [len(entry["prompt_token_ids"]) for entry in once] == [40, 90, 33, 8, 64]
+    assert all(len(entry["completion_token_ids"]) <= 6 for entry in once)
