@@ -177,10 +177,13 @@ class WorkloadConfig(Section, frozen=True):
 class ServingConfig(Section, frozen=True):
     arrival: Annotated[
         Literal["auto", "trace", "poisson", "gamma", "constant", "all-at-once"],
-        key("When requests arrive; auto is trace where the workload has times, else all-at-once."),
+        key(
+            "When requests arrive: trace (the workload's own times), poisson, gamma, constant or all-at-once; auto is "
+            "trace where there are times, else all-at-once."
+        ),
     ] = "auto"
     request_rate: Annotated[
-        float, key("Requests a second on average, for poisson, gamma and constant arrivals.", ge=0.0, le=1e9)
+        float, key("Requests a second on average; poisson, gamma and constant arrivals need it.", ge=0.0, le=1e9)
     ] = 0.0
     burstiness: Annotated[
         float, key("Shape of gamma arrivals: 1 is poisson, less comes in bursts, more is even.", gt=0.0, le=1e6)

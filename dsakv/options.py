@@ -17,6 +17,8 @@ from dsakv.settings import Key, default_text, keys, resolve
 Command = Callable[[Config], None]
 OFF = "__off"
 """Ends the name of the parameter that switches a bool off."""
+WIDEST_CHOICES = 32
+"""Characters of choices that stand beside a flag in the help; longer ones belong in its text."""
 
 
 def configured(
@@ -103,7 +105,8 @@ def _given_flags(shown: Sequence[Key], given: Mapping[str, Any]) -> dict[str, An
 
 def _metavar(key: Key) -> str:
     if key.choices:
-        return "|".join(key.choices)
+        listed = "|".join(key.choices)
+        return listed if len(listed) <= WIDEST_CHOICES else "NAME"
     if isinstance(key.default, tuple):
         return "A,B,..."
     return {int: "N", float: "X"}.get(type(key.default), "TEXT")
