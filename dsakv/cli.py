@@ -29,6 +29,8 @@ app = typer.Typer(
 )
 trace_app = typer.Typer(help="Run a workload and record what the indexer selects.")
 app.add_typer(trace_app, name="trace")
+fetch_app = typer.Typer(help="Download a data set from the Hugging Face hub and write it as plain files.")
+app.add_typer(fetch_app, name="fetch-data")
 
 # Typer carries its own click or stands on the real one: its public BadParameter leads to the base of either.
 UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__bases__[0])
@@ -133,6 +135,47 @@ def analyze(config: Config) -> None:
         console.print_data(orjson.dumps(outcome.document, option=orjson.OPT_INDENT_2).decode())
     else:
         console.print_table(render(outcome.document))
+
+
+FETCHED = {"fetch.out", "fetch.limit", "fetch.revision"}
+"""Keys that every data set has."""
+
+
+@fetch_app.command("ruler")
+@configured("fetch-data ruler", only=FETCHED | {"fetch.tasks", "fetch.lengths"})
+def fetch_ruler(config: Config) -> None:
+    """Fetch RULER's own prompts (622 MB are downloaded) as JSON lines, a file for each task and length."""
+    _fetch("ruler", config)
+
+
+@fetch_app.command("longbenchv2")
+@configured("fetch-data longbenchv2", only=FETCHED)
+def fetch_longbenchv2(config: Config) -> None:
+    """Fetch LongBench v2, 503 questions on long documents (465 MB are downloaded), as JSON lines."""
+    _fetch("longbenchv2", config)
+
+
+@fetch_app.command("sharegpt")
+@configured("fetch-data sharegpt", only=FETCHED | {"fetch.sharegpt_dataset", "fetch.split"})
+def fetch_sharegpt(config: Config) -> None:
+    """Fetch ShareGPT conversations as JSON lines."""
+    _fetch("sharegpt", config)
+
+
+@fetch_app.command("burstgpt")
+@configured("fetch-data burstgpt", only=FETCHED | {"fetch.burstgpt_file"})
+def fetch_burstgpt(config: Config) -> None:
+    """Fetch BurstGPT, arrival times and lengths of real requests, as CSV."""
+    _fetch("burstgpt", config)
+
+
+def _fetch(name: str, config: Config) -> None:
+    from dsakv.console import Console
+    from dsakv.jobs.fetch import fetch
+
+    console = Console()
+    for path in fetch(name, config.fetch, console):
+        console.print_data(str(path))
 
 
 def main() -> None:

@@ -343,6 +343,22 @@ class AnalyzeConfig(Section, frozen=True):
         return self.key_mode == "request_layer" and not self.step_union
 
 
+class FetchConfig(Section, frozen=True):
+    out: Annotated[Text, key("Folder that the files go to, each data set in its own below.")] = "data"
+    limit: Annotated[int, key("Rows of a file to keep, from the first on; 0 keeps all.", old_env="LIMIT", ge=0)] = 0
+    revision: Annotated[
+        Text | None,
+        key("Commit, branch or tag of the data set. Default: the one that dsakv was written for."),
+    ] = None
+    tasks: Annotated[tuple[Text, ...], key("Comma-separated RULER tasks; all takes every task.")] = ("all",)
+    lengths: Annotated[tuple[Count, ...], key("Comma-separated context lengths, in tokens.")] = (4096,)
+    sharegpt_dataset: Annotated[
+        Text, key("Data set on the hub; another than the default needs rows with conversations or messages.")
+    ] = "anon8231489123/ShareGPT_Vicuna_unfiltered"
+    split: Annotated[Text, key("Split to take; the default data set has only this one.")] = "train"
+    burstgpt_file: Annotated[Text, key("CSV file in the data set's folder data/.")] = "BurstGPT_1.csv"
+
+
 class Config(Section, frozen=True):
     """The whole experiment."""
 
@@ -359,6 +375,7 @@ class Config(Section, frozen=True):
     file: FileConfig = FileConfig()
     generate: GenerateConfig = GenerateConfig()
     analyze: AnalyzeConfig = AnalyzeConfig()
+    fetch: FetchConfig = FetchConfig()
 
 
 _TRACED = ("ruler", "longbenchv2", "sharegpt", "burstgpt", "mooncake", "file")
@@ -369,6 +386,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         **{f"trace {name}": ("model", "engine", "trace", "workload", "serving", name) for name in _TRACED},
         "trace selfcheck": ("engine", "trace"),
         "analyze": ("analyze",),
+        **{f"fetch-data {name}": ("fetch",) for name in ("ruler", "longbenchv2", "sharegpt", "burstgpt")},
     }
 )
 """The sections that each command reads."""

@@ -15,6 +15,7 @@ from rich.text import Text
 
 LINE_EVERY = 10.0
 """Seconds between two progress lines where stderr is no terminal."""
+MB = 1_000_000
 PLAIN_WIDTH = 120
 """Columns of a table where stdout is no terminal."""
 
@@ -81,6 +82,23 @@ class Console:
         ) as bar:
             task = bar.add_task(description, total=total)
             yield lambda done: bar.advance(task, done)
+
+    @contextmanager
+    def megabytes(self, total: int | None, description: str) -> Iterator[Callable[[int], None]]:
+        """:meth:`progress` for work that is counted in bytes; it is shown in megabytes."""
+        done = 0
+        with self.progress(None if total is None else _megabytes(total), description, "MB") as advance:
+
+            def count(size: int) -> None:
+                nonlocal done
+                before, done = done, done + size
+                advance(_megabytes(done) - _megabytes(before))
+
+            yield count
+
+
+def _megabytes(size: int) -> int:
+    return -(-size // MB)
 
 
 class _Rate(ProgressColumn):

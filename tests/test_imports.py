@@ -16,16 +16,16 @@ LEVELS = [
     {"cli", "options", "__main__"},
     {"jobs", "report"},
     {"engine", "kv", "weights"},
-    {"models", "workloads", "analysis", "trace"},
+    {"models", "workloads", "hub", "analysis", "trace"},
     {"kernels", "policies", "prefix", "tokenizer"},
     {"config", "settings", "request", "console"},
     {"errors", "threads", "compiled"},
 ]
 """From the top down. Rooms of one level may use each other, but not in a circle."""
 TORCH_ROOMS = {"engine", "models", "kernels", "kv", "weights", "jobs"}
-TORCH_FREE_JOBS = {"dsakv.jobs", "dsakv.jobs.analyze"}
+TORCH_FREE_JOBS = {"dsakv.jobs", "dsakv.jobs.analyze", "dsakv.jobs.fetch"}
 """Jobs that run a model are imported when their command is, and only then."""
-HEAVY = {"torch", "transformers", "numpy", "numba"}
+HEAVY = {"torch", "transformers", "numpy", "numba", "datasets", "huggingface_hub"}
 
 
 def module_name(path: Path) -> str:
@@ -117,7 +117,15 @@ def test_torch_stays_in_its_rooms(module: str) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    ["--help", "--version", "generate --help", "trace ruler --help", "analyze --help", "trace selfcheck -x"],
+    [
+        "--help",
+        "--version",
+        "generate --help",
+        "trace ruler --help",
+        "analyze --help",
+        "trace selfcheck -x",
+        "fetch-data ruler --help",
+    ],
 )
 def test_help_loads_nothing_heavy(arguments: str) -> None:
     program = (

@@ -20,6 +20,8 @@ from dsakv.trace import schema
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = ("generate", "trace ruler", "trace selfcheck", "analyze")
+NETWORKED = tuple(f"fetch-data {name}" for name in ("ruler", "longbenchv2", "sharegpt", "burstgpt"))
+"""Commands that only blocks marked ``sh`` may hold."""
 SHELL = re.compile(r"[|<>&;$`(]|^\w+=")
 """What makes a line one for the shell; others are run in this process, which has torch loaded."""
 
@@ -85,13 +87,13 @@ def test_the_commands_run(checkout: Path, capfd: pytest.CaptureFixture[str]) -> 
 
 
 def test_flags_stand_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = {command: flags_of(command, capsys) for command in COMMANDS}
+    flags = {command: flags_of(command, capsys) for command in (*COMMANDS, *NETWORKED)}
     prose = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", prose))
     assert named
     assert named <= set().union(*flags.values())
     for line in command_lines("bash", "sh"):
-        if found := re.search(r"dsakv (generate|trace ruler|trace selfcheck|analyze)( .*)?$", line):
+        if found := re.search(rf"dsakv ({'|'.join(flags)})( .*)?$", line):
             assert set(re.findall(r"(?<!\S)--[a-z][a-z0-9-]*", found[2] or "")) <= flags[found[1]], line
 
 
@@ -132,8 +134,7 @@ def test_a_preset_says_how_to_use_it(path: Path, capsys: pytest.CaptureFixture[s
     command, name, rest = found.groups()
     assert name == path.name
     assert set(re.findall(r"--[a-z-]+", rest)) <= flags_of(command, capsys)
-    top = command.split()[0]
-    assert resolve(top, {}, {}, path) != resolve(top, {}, {}, None)
+    assert resolve(command, {}, {}, path) != resolve(command, {}, {}, None)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.json")), ids=lambda path: path.name)

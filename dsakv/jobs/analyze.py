@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from dsakv.report import html
 from dsakv.trace.files import disk_error, replacing, run_files
 from dsakv.trace.open import TraceDir, find_traces, newest_run
 
-_MB = 1_000_000
 _ELSEWHERE = "name a file in a directory that can be written to"
 
 
@@ -88,21 +87,12 @@ def _to_parquet(
     return target, find_traces(target)
 
 
-@contextmanager
 def _progress(
     traces: Iterable[TraceDir], what: str, console: Console, passes: int = 1
-) -> Iterator[Callable[[int], None]]:
+) -> AbstractContextManager[Callable[[int], None]]:
     """A bar in megabytes, advanced by bytes."""
     total = passes * sum(shard.stat().st_size for trace in traces for shard in trace.shards)
-    with console.progress(-(-total // _MB), what, "MB") as advance:
-        done = 0
-
-        def read(size: int) -> None:
-            nonlocal done
-            before, done = done, done + size
-            advance(-(-done // _MB) - -(-before // _MB))
-
-        yield read
+    return console.megabytes(total, what)
 
 
 def _check_targets(targets: list[Path], traces: Iterable[TraceDir]) -> None:
