@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 
 from dsakv.errors import InputError
 from dsakv.tokenizer import Tokenizer, load_tokenizer, write_byte_tokenizer
+from dsakv.workloads.corpus import load_text
 from dsakv.workloads.ruler import Ruler, templates
 from dsakv.workloads.ruler.draft import largest_fit
-from dsakv.workloads.ruler.generator import GENERATED, Generator
-from dsakv.workloads.ruler.niah import DEPTHS
-from dsakv.workloads.ruler.templates import ANSWER_TOKENS
+from dsakv.workloads.ruler.essay import Essay
+from dsakv.workloads.ruler.generator import GENERATED, IN_TEXT, Generator
+from dsakv.workloads.ruler.niah import DEPTHS, NEEDLE_TASKS
+from dsakv.workloads.ruler.templates import ANSWER_TOKENS, TASKS
 from dsakv.workloads.ruler.vocabulary import Vocabulary, load_vocabulary
 from dsakv.workloads.ruler.words import zipf_counts
 
@@ -35,7 +37,7 @@ def _write_bpe(directory: Path) -> None:
         vocab_size=2000, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     texts = [text for name, text in vars(templates).items() if name.isupper() and isinstance(text, str)]
-    backend.train_from_iterator([" ".join(load_vocabulary().nouns[::6])] + texts * 20, trainer)
+    backend.train_from_iterator([" ".join(load_vocabulary().nouns[::5])] + texts * 20, trainer)
     backend.save(str(directory / "tokenizer.json"))
     (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
 
@@ -50,8 +52,8 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]
 
 @pytest.fixture(scope="session")
 def generate(tokenizers: dict[str, Tokenizer]) -> MakeGenerator:
-    vocabulary = load_vocabulary()
-    return lambda length, seed=0: Generator(tokenizers["byte"], length, seed, vocabulary)
+    vocabulary, essay = load_vocabulary(), Essay.of(load_text())
+    return lambda length, seed=0: Generator(tokenizers["byte"], length, seed, vocabulary, essay)
 
 
 CASES = [
@@ -76,9 +78,9 @@ def test_items_fill_their_length_and_spans_hold_the_needles(
         assert tokenizer.decode(request.prompt_token_ids).endswith(request.metadata["answer_prefix"])
         needles = [tokenizer.decode(request.prompt_token_ids[a:b]) for a, b in request.needle_spans]
         if task.startswith("niah"):
-            (needle,), (value,) = needles, request.answers
-            assert needle.strip().startswith("One of the special magic ")
-            assert needle.endswith(f" is: {value}.")
+            assert len(needles) == len(request.answers) == (4 if task in ("niah_multivalue", "niah_multiquery") else 1)
+            assert all(needle.strip().startswith("One of the special magic ") for needle in needles)
+            assert {needle.rpartition(" is: ")[2] for needle in needles} == {f"{gold}." for gold in request.answers}
         elif task == "vt":
             assert len(needles) == len(request.answers) == 5
             for needle, name in zip(needles, request.answers, strict=True):
@@ -86,6 +88,7 @@ def test_items_fill_their_length_and_spans_hold_the_needles(
         else:
             assert not needles
         assert len(needles) == len(request.metadata["needle_depths"])
+        assert request.metadata["haystack"] == (load_text().label if task in IN_TEXT else None)
     assert (workload.counts.kept, workload.counts.truncated, workload.counts.dropped) == (2, 0, {})
 
 
@@ -101,7 +104,7 @@ def test_one_more_unit_of_haystack_would_not_fit(generate: MakeGenerator, task: 
 
 def test_a_length_that_is_too_small_is_an_error_whose_hint_helps(generate: MakeGenerator) -> None:
     with pytest.raises(InputError, match="too short") as error:
-        generate(256).check(GENERATED, 6)
+        generate(256).check(GENERATED, 11)
     assert all(task in error.value.message for task in GENERATED)
     for tasks in (GENERATED, ("fwe",), ("vt",)):
         with pytest.raises(InputError, match="too short") as error:
@@ -130,10 +133,10 @@ def test_a_length_that_outgrows_the_words_is_an_error(tokenizers: dict[str, Toke
 
 
 def test_items_depend_on_seed_task_and_index_alone(generate: MakeGenerator) -> None:
-    every = list(generate(2304).items(GENERATED, 13))
-    assert [item.task for item in every] == [GENERATED[i % 6] for i in range(13)]
-    assert every == list(generate(2304).items(GENERATED, 13))
-    assert len({item.text for item in every}) == 13
+    every = list(generate(2304).items(GENERATED, 24))
+    assert [item.task for item in every] == [GENERATED[i % 11] for i in range(24)]
+    assert every == list(generate(2304).items(GENERATED, 24))
+    assert len({item.text for item in every}) == 24
     for task in GENERATED:
         mine = [item for item in every if item.task == task]
         assert mine == list(generate(2304).items((task,), len(mine)))
@@ -142,9 +145,9 @@ def test_items_depend_on_seed_task_and_index_alone(generate: MakeGenerator) -> N
 
 
 def test_a_task_named_twice_counts_once(tokenizers: dict[str, Tokenizer]) -> None:
-    workload = Ruler(tasks=("vt", "all", "vt"), context_length=2304, limit=7)
+    workload = Ruler(tasks=("vt", "all", "vt"), context_length=2304, limit=12)
     tasks = [request.metadata["task"] for request in workload.requests(tokenizers["byte"], 2304 + 64)]
-    assert tasks == ["vt", "niah_single_1", "niah_multikey_2", "niah_multikey_3", "cwe", "fwe", "vt"]
+    assert tasks == ["vt", *(task for task in TASKS if task not in ("vt", "qa_1", "qa_2")), "vt"]
 
 
 @pytest.mark.parametrize("index", range(3))
@@ -153,11 +156,20 @@ def test_gold_is_what_the_prompt_says(generate: MakeGenerator, index: int) -> No
         item = generate(length, seed=7).item(task, index)
         return item.text, item.answers
 
-    for task in ("niah_single_1", "niah_multikey_2", "niah_multikey_3"):
+    for task, kind in NEEDLE_TASKS.items():
         text, answers = gold(task)
-        (key,) = re.findall(r"What is the special magic \w+ for (\S+) mentioned", text)
-        assert re.findall(rf" for {key} is: (\S+)\.", text) == list(answers)
-        assert len(re.findall(r" is: ", text)) == len(set(re.findall(r" is: (\S+)\.", text)))
+        (asked,) = re.findall(r"What (?:is the|are all the) special magic \w+ for (.*) mentioned", text)
+        keys = re.split(r", and |, ", asked)
+        needles = re.findall(r"One of the special magic \w+ for (\S+) is: (\S+)\.", text)
+        assert len(keys) == kind.queries
+        assert sorted(value for key in keys for name, value in needles if name == key) == sorted(answers)
+        assert len(answers) == kind.queries * kind.values
+        assert len({value for _, value in needles}) == len(needles)
+        if kind.haystack != "needles":
+            assert len(needles) == kind.keys * kind.values
+        # each key's values follow each other in the gold, keys in the order of the question
+        owners = [name for value in answers for name, held in needles if held == value]
+        assert owners == [key for key in keys for _ in range(kind.values)]
 
     text, answers = gold("vt")
     values: dict[str, str] = {}

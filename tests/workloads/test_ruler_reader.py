@@ -116,7 +116,7 @@ def test_missing_files_and_tasks(tokenizer: Tokenizer, tmp_path: Path) -> None:
         _workload(tmp_path / "none").requests(tokenizer, 1064)
     with pytest.raises(InputError, match=r"no \.jsonl file"):
         _workload(tmp_path).requests(tokenizer, 1064)
-    for task, message in (("niah_single_2", "cannot be generated"), ("niah_singel_1", "unknown RULER task")):
+    for task, message in (("qa_1", "cannot be generated"), ("niah_singel_1", "unknown RULER task")):
         with pytest.raises(InputError, match=message) as error:
             build("ruler", Config(ruler=RulerConfig(tasks=(task,)))).requests(tokenizer, 1064)
         assert "niah_single_1" in error.value.hint

@@ -1,4 +1,4 @@
-"""RULER items made from a seed: the tasks that need no essays and no question data sets."""
+"""RULER items made from a seed: the tasks that need no question data sets."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from dsakv.errors import InputError
 from dsakv.tokenizer import Tokenizer
 from dsakv.workloads.ruler.draft import Draft, largest_fit
-from dsakv.workloads.ruler.niah import draft_needle
+from dsakv.workloads.ruler.essay import Essay
+from dsakv.workloads.ruler.niah import NEEDLE_TASKS, draft_needle
 from dsakv.workloads.ruler.reader import Item
 from dsakv.workloads.ruler.templates import ANSWER_TOKENS
 from dsakv.workloads.ruler.vocabulary import Vocabulary, load_vocabulary
 from dsakv.workloads.ruler.vt import draft_tracking
 from dsakv.workloads.ruler.words import LONG, SHORT, draft_common_words, draft_frequent_words
 
-GENERATED = ("niah_single_1", "niah_multikey_2", "niah_multikey_3", "vt", "cwe", "fwe")
+GENERATED = (*NEEDLE_TASKS, "vt", "cwe", "fwe")
 """The tasks that can be made here."""
+IN_TEXT = frozenset(task for task, kind in NEEDLE_TASKS.items() if kind.haystack == "essay")
+"""Those whose haystack is a text."""
 
 SHORT_REPEATS_BELOW = 4096
 """Context length below which RULER makes cwe with fewer repetitions."""
@@ -34,10 +37,12 @@ class Generator:
     context_length: int
     seed: int
     vocabulary: Vocabulary
+    essay: Essay | None = None
+    """Needed for the tasks ``IN_TEXT`` only."""
 
     @classmethod
-    def load(cls, tokenizer: Tokenizer, context_length: int, seed: int) -> Generator:
-        return cls(tokenizer, context_length, seed, load_vocabulary())
+    def load(cls, tokenizer: Tokenizer, context_length: int, seed: int, essay: Essay | None = None) -> Generator:
+        return cls(tokenizer, context_length, seed, load_vocabulary(), essay)
 
     def items(self, tasks: tuple[str, ...], limit: int) -> Iterator[Item]:
         """Item ``i`` of ``limit`` is the next one of task ``i % len(tasks)``."""
@@ -68,7 +73,8 @@ class Generator:
                 f"RULER task {task} runs out of words below the context length of {self.context_length}",
                 "use a smaller --context-length, or leave the task out with --tasks",
             )
-        return Item(task, f"{task}/{index}", draft.prompt(n), draft.answer_prefix, draft.answers, index)
+        haystack = self.essay.label if self.essay is not None and task in IN_TEXT else None
+        return Item(task, f"{task}/{index}", draft.prompt(n), draft.answer_prefix, draft.answers, index, haystack)
 
     def _draft(self, task: str, index: int) -> tuple[Draft, int]:
         """The first variant that fits, else the last, and the tokens that it needs with its smallest haystack."""
@@ -93,12 +99,8 @@ class Generator:
             return random.Random(f"{self.seed}/{task}/{index}")
 
         words = self.vocabulary
-        if task == "niah_single_1":
-            return [draft_needle(rng(), words, keys="words", values="number", haystack="noise")]
-        if task == "niah_multikey_2":
-            return [draft_needle(rng(), words, keys="words", values="number", haystack="needles")]
-        if task == "niah_multikey_3":
-            return [draft_needle(rng(), words, keys="uuids", values="uuid", haystack="needles")]
+        if task in NEEDLE_TASKS:
+            return [draft_needle(rng(), words, NEEDLE_TASKS[task], self.essay)]
         if task == "vt":
             return [draft_tracking(rng(), lambda text: len(self.tokenizer.encode(text)), self.context_length)]
         if task == "cwe":

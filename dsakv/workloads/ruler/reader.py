@@ -22,6 +22,8 @@ class Item:
     answers: tuple[str, ...]
     index: int | str | None = None
     """The row's own ``index``, which is not unique."""
+    haystack: str | None = None
+    """What text a generated item is hidden in, where it is one of ours and not RULER's own."""
 
 
 class _Row(msgspec.Struct):

@@ -1,8 +1,8 @@
 """RULER's tasks: prompt templates, answer prefixes and answer lengths, which are part of the benchmark's definition.
 
 Quoted as data from NVIDIA RULER, https://github.com/NVIDIA/RULER (``scripts/data/synthetic/constants.py``,
-``scripts/synthetic.yaml``), Copyright NVIDIA CORPORATION, Apache-2.0; the needle templates in their singular form,
-which RULER takes for one question about one value.
+``scripts/synthetic.yaml``), Copyright NVIDIA CORPORATION, Apache-2.0; the needle templates also in the singular form
+that RULER makes of them for one question about one value.
 """
 
 from __future__ import annotations
@@ -16,6 +16,12 @@ NEEDLE_PROMPT = (
     "What is the special magic {kind} for {key} mentioned in the provided text?"
 )
 NEEDLE_ANSWER = " The special magic {kind} for {key} mentioned in the provided text is"
+NEEDLES_PROMPT = (
+    "Some special magic {kind}s are hidden within the following text. Make sure to memorize it. "
+    "I will quiz you about the {kind}s afterwards.\n{context}\n"
+    "What are all the special magic {kind}s for {key} mentioned in the provided text?"
+)
+NEEDLES_ANSWER = " The special magic {kind}s for {key} mentioned in the provided text are"
 
 TRACKING_PROMPT = (
     "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n{context}\n"

@@ -14,7 +14,9 @@ from dsakv.errors import InputError
 from dsakv.request import Request
 from dsakv.tokenizer import Tokenizer
 from dsakv.workloads.base import InputCounts, fit_prompt, prompt_room
-from dsakv.workloads.ruler.generator import GENERATED, Generator
+from dsakv.workloads.corpus import load_text
+from dsakv.workloads.ruler.essay import Essay
+from dsakv.workloads.ruler.generator import GENERATED, IN_TEXT, Generator
 from dsakv.workloads.ruler.needles import needle_spans
 from dsakv.workloads.ruler.reader import Item, find_files, read_items
 from dsakv.workloads.ruler.templates import TASKS
@@ -34,6 +36,8 @@ class Ruler:
     max_new_tokens: int = 64
     truncate: Literal["head", "tail", "middle"] = "middle"
     seed: int = 0
+    essay: Essay | None = None
+    """Haystack of generated items that hide needles in a text; None takes the default text."""
     counts: InputCounts = field(default_factory=InputCounts, init=False)
     name: str = field(default="ruler", init=False)
     score_groups: tuple[str, ...] = field(default=("task",), init=False)
@@ -51,7 +55,9 @@ class Ruler:
         )
         # Wrong tasks and missing files are told of before a model is loaded.
         if workload.data is None:
-            workload._generated_tasks()
+            tasks = workload._generated_tasks()
+            if IN_TEXT & set(tasks):
+                workload.essay = Essay.of(load_text(config.workload.corpus))
         else:
             workload._chosen_files(workload.data)
         return workload
@@ -63,7 +69,8 @@ class Ruler:
         room = prompt_room(max_seq_len, self.max_new_tokens)
         if self.data is None:
             tasks = self._generated_tasks()
-            generator = Generator.load(tokenizer, self.context_length, self.seed)
+            essay = Essay.of(load_text()) if self.essay is None and IN_TEXT & set(tasks) else self.essay
+            generator = Generator.load(tokenizer, self.context_length, self.seed, essay)
             generator.check(tasks, self.limit)
             items = generator.items(tasks, self.limit)
         else:
@@ -121,6 +128,7 @@ class Ruler:
                     "index": item.index,
                     "context_length": self.context_length if self.data is None else None,
                     "answer_prefix": item.answer_prefix,
+                    "haystack": item.haystack,
                     # Percent of the text's characters before each needle, of those cut away too.
                     "needle_depths": [round(100 * begin / len(item.text), 2) for begin, _ in spans],
                 },
@@ -152,7 +160,7 @@ def _choose(names: tuple[str, ...], available: tuple[str, ...], where: str) -> t
             continue
         if task in TASKS and available == GENERATED:
             raise InputError(
-                f"RULER task {task} cannot be generated: it needs texts that RULER downloads",
+                f"RULER task {task} cannot be generated: it asks about documents that RULER downloads",
                 f"give RULER's own files with --ruler-data; {listed}",
             )
         near = get_close_matches(task, available, n=1)
