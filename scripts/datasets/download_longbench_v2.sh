@@ -1,14 +1,4 @@
 #!/usr/bin/env bash
 # LongBench v2 to data/longbenchv2/; LIMIT=N keeps N rows. Arguments go to dsakv fetch-data longbenchv2.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-
-dsakv=.venv/bin/dsakv
-if [[ ! -x $dsakv ]]; then
-    dsakv=$(command -v dsakv) || {
-        echo "error: dsakv is not installed" >&2
-        echo "hint: make demo sets it up in .venv, or: pip install -c constraints.txt -e ." >&2
-        exit 1
-    }
-fi
-exec "$dsakv" fetch-data longbenchv2 "$@"
+exec "$(dirname "${BASH_SOURCE[0]}")/../dsakv.sh" fetch-data longbenchv2 "$@"

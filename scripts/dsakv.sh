@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# dsakv from the checkout's .venv, else from the path, run in the checkout. The other scripts go through it.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+dsakv=.venv/bin/dsakv
+if [[ ! -x $dsakv ]]; then
+    dsakv=$(command -v dsakv) || {
+        echo "error: dsakv is not installed" >&2
+        echo "hint: make demo sets it up in .venv, or: pip install -c constraints.txt -e ." >&2
+        exit 1
+    }
+fi
+if [[ ${1-} == trace && ${MP:-1} != 1 ]]; then
+    echo "error: MP=$MP, but this version runs on one device" >&2
+    echo "hint: unset MP, and give a checkpoint that fits one device" >&2
+    exit 2
+fi
+exec "$dsakv" "$@"

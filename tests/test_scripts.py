@@ -1,0 +1,87 @@
+"""The shell scripts are thin: they find the command, and pass arguments and variables on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = {
+    "datasets/download_ruler.sh": "fetch-data ruler",
+    "datasets/download_longbench_v2.sh": "fetch-data longbenchv2",
+    "datasets/download_sharegpt.sh": "fetch-data sharegpt",
+    "datasets/download_burstgpt.sh": "fetch-data burstgpt",
+    "run_trace_ruler.sh": "trace ruler",
+    "run_trace_longbenchv2.sh": "trace longbenchv2",
+    "run_trace_sharegpt.sh": "trace sharegpt",
+    "run_trace_burstgpt.sh": "trace burstgpt",
+}
+FAKE = """#!/usr/bin/env bash
+echo "$0|$PWD|$*|${LIMIT:-}"
+[[ " $* " != *" ${FAILS:-none} "* ]]
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The scripts in a folder with a space in its name, and a fake command on the path."""
+    root = tmp_path / "check out"
+    shutil.copytree(ROOT / "scripts", root / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    install(tmp_path / "tools" / "dsakv")
+    return root
+
+
+def install(place: Path) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(FAKE)
+    place.chmod(0o755)
+
+
+def call(checkout: Path, script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    path = f"{checkout.parent / 'tools'}{os.pathsep}/usr/bin{os.pathsep}/bin"
+    command = [str(checkout / "scripts" / script), *arguments]
+    environ = {"PATH": path, **variables}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environ, cwd="/")
+
+
+def test_every_script_is_known() -> None:
+    found = {str(path.relative_to(ROOT / "scripts")) for path in (ROOT / "scripts").rglob("*.sh")}
+    assert found == {*COMMANDS, "dsakv.sh", "run_all_traces.sh"}
+
+
+@pytest.mark.parametrize("script", COMMANDS)
+def test_a_script_calls_the_command(checkout: Path, script: str) -> None:
+    """Through the command on the path where the checkout has no environment of its own, from any folder."""
+    for place in (checkout.parent / "tools" / "dsakv", checkout / ".venv" / "bin" / "dsakv"):
+        install(place)
+        ran = call(checkout, script, "--out", "else where", LIMIT="5", MP="1")
+        called, folder, arguments, limit = ran.stdout.strip().split("|")
+        assert (checkout / called).resolve() == place
+        assert (folder, limit) == (str(checkout), "5")
+        assert arguments == f"{COMMANDS[script]} --out else where"
+
+
+def test_all_traces_run_though_one_fails(checkout: Path) -> None:
+    assert call(checkout, "run_all_traces.sh").returncode == 0
+    ran = call(checkout, "run_all_traces.sh", "--limit", "2", FAILS="sharegpt")
+    assert [line.split("|")[2] for line in ran.stdout.splitlines()] == [
+        f"trace {name} --limit 2" for name in ("ruler", "longbenchv2", "sharegpt", "burstgpt")
+    ]
+    assert (ran.returncode, ran.stderr.splitlines()[-1]) == (1, "failed: sharegpt")
+
+
+def test_without_the_command_a_script_says_so(checkout: Path) -> None:
+    (checkout.parent / "tools" / "dsakv").unlink()
+    ran = call(checkout, "run_trace_ruler.sh")
+    assert ran.returncode == 1
+    assert [line.split(":")[0] for line in ran.stderr.splitlines()] == ["error", "hint"]
+
+
+def test_many_ranks_are_refused(checkout: Path) -> None:
+    ran = call(checkout, "run_trace_ruler.sh", MP="8")
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.startswith("error: MP=8, but this version runs on one device")
