@@ -19,7 +19,8 @@ from dsakv.trace import schema
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = ("generate", "trace ruler", "trace burstgpt", "trace mooncake", "trace selfcheck", "analyze")
+TRACED = ("ruler", "longbenchv2", "sharegpt", "burstgpt", "mooncake", "file", "selfcheck")
+COMMANDS = ("generate", *(f"trace {name}" for name in TRACED), "analyze")
 NETWORKED = tuple(f"fetch-data {name}" for name in ("ruler", "longbenchv2", "sharegpt", "burstgpt"))
 """Commands that only blocks marked ``sh`` may hold."""
 SHELL = re.compile(r"[|<>&;$`(]|^\w+=")
