@@ -39,27 +39,26 @@ class Engine:
     def check(self, requests: Iterable[Request]) -> None:
         """Raise InputError for a request that the model cannot hold."""
         for request in requests:
-            ids = request.prompt_token_ids
+            ids, name = request.prompt_token_ids, request.source_id or request.request_id
             total = len(ids) + request.max_new_tokens
             if not ids:
-                raise InputError(f"prompt {request.request_id} is empty", "remove it from the input")
+                raise InputError(f"prompt {name} is empty", "remove it from the input")
             if total > self.model.max_seq_len:
                 raise InputError(
-                    f"prompt {request.request_id} has {len(ids)} tokens; with "
+                    f"prompt {name} has {len(ids)} tokens; with "
                     f"{request.max_new_tokens} new ones it exceeds the limit of {self.model.max_seq_len}",
                     "shorten the prompt, or lower --max-new-tokens",
                 )
             low, high = min(ids), max(ids)
             if low < 0 or high >= self.model.vocab_size:
                 raise InputError(
-                    f"prompt {request.request_id} holds token {low if low < 0 else high}, the vocabulary has "
-                    f"{self.model.vocab_size}",
+                    f"prompt {name} holds token {low if low < 0 else high}, the vocabulary has {self.model.vocab_size}",
                     "were the token ids made for another model?",
                 )
             needed = blocks_needed(request, self.options.block_size)
             if 0 < self.options.kv_blocks < needed:
                 raise InputError(
-                    f"prompt {request.request_id} with its {request.max_new_tokens} new tokens fills {needed} blocks, "
+                    f"prompt {name} with its {request.max_new_tokens} new tokens fills {needed} blocks, "
                     f"the KV cache has {self.options.kv_blocks}",
                     "raise --kv-blocks, or shorten the prompt",
                 )
