@@ -78,7 +78,7 @@ def _draw(
         for request in drawn:
             requests.append(request)
             advance(1)
-    dropped = workload.counts.dropped
+    dropped = workload.dropped
     if config.workload.forced:
         requests = _with_known_answers(requests, loaded.tokenizer, dropped)
     requests = arrange(requests, config.serving, config.engine.seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from dsakv.config import Config
-from dsakv.workloads.base import InputCounts, Workload
+from dsakv.workloads.base import Workload
 from dsakv.workloads.burstgpt import BurstGPT
 from dsakv.workloads.file import FileRequests
 from dsakv.workloads.longbenchv2 import LongBenchV2
@@ -13,7 +13,7 @@ from dsakv.workloads.mooncake import Mooncake
 from dsakv.workloads.ruler import Ruler
 from dsakv.workloads.sharegpt import ShareGPT
 
-__all__ = ["WORKLOADS", "InputCounts", "Workload", "build"]
+__all__ = ["WORKLOADS", "Workload", "build"]
 
 WORKLOADS: Mapping[str, Callable[[Config], Workload]] = {
     "ruler": Ruler.from_config,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from dsakv.errors import InputError
@@ -16,23 +16,12 @@ Span = tuple[int, int]
 Cut = Literal["head", "tail", "middle"]
 
 
-@dataclass(slots=True)
-class InputCounts:
-    """What became of the inputs, counted while requests are drawn."""
-
-    kept: int = 0
-    """Inputs that became requests, truncated ones included."""
-    truncated: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    """By reason."""
-
-
 class Workload(Protocol):
     """A source of requests. The same options always give the same requests in the same order."""
 
     name: str
-    counts: InputCounts
-    """Of the last ``requests`` that was drawn from; complete when it is exhausted."""
+    dropped: Counter[str]
+    """Inputs that the last ``requests`` left out, by reason; complete when it is exhausted."""
     score_groups: tuple[str, ...]
     """Keys of ``Request.metadata`` that scores are shown by; empty where there is no score."""
 

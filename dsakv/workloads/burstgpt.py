@@ -22,7 +22,6 @@ from dsakv.config import LARGEST, Config
 from dsakv.errors import InputError
 from dsakv.request import Request
 from dsakv.tokenizer import Tokenizer
-from dsakv.workloads.base import InputCounts
 from dsakv.workloads.corpus import Corpus, CorpusText, load_text
 from dsakv.workloads.load import Load, Row, failure
 
@@ -83,7 +82,7 @@ class BurstGPT:
     max_new_tokens_cap: int = 64
     seed: int = 0
     corpus: CorpusText = field(default_factory=load_text)
-    counts: InputCounts = field(default_factory=InputCounts, init=False)
+    dropped: Counter[str] = field(default_factory=Counter, init=False)
     name: str = field(default="burstgpt", init=False)
     score_groups: tuple[str, ...] = field(default=(), init=False)
 
@@ -100,7 +99,7 @@ class BurstGPT:
 
     def requests(self, tokenizer: Tokenizer, max_seq_len: int) -> Iterator[Request]:
         """See ``Workload.requests``. A prompt that is too long for the model is cut, and counted."""
-        self.counts = self.load.counts()
+        self.dropped = Counter(self.load.dropped)
         self.load.check_room(max_seq_len, self.max_new_tokens_cap)
         return self._requests(Corpus.encode(self.corpus, tokenizer, self.seed), _frame(tokenizer), max_seq_len)
 
@@ -115,8 +114,6 @@ class BurstGPT:
             inside = length - len(head) - len(tail)
             framed = inside > 0  # shorter prompts are plain text: a cut template would be no template
             prompt = head + corpus.window(index, inside) + tail if framed else corpus.window(index, length)
-            self.counts.kept += 1
-            self.counts.truncated += length < row.prompt_tokens
             yield Request(
                 request_id=index,
                 prompt_token_ids=prompt,

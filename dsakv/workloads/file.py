@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -14,7 +15,7 @@ from dsakv.config import LARGEST, Config
 from dsakv.errors import InputError
 from dsakv.request import Request
 from dsakv.tokenizer import Tokenizer
-from dsakv.workloads.base import Cut, FittedPrompt, InputCounts, fit_messages, fit_prompt, fit_tokens, prompt_room
+from dsakv.workloads.base import Cut, FittedPrompt, fit_messages, fit_prompt, fit_tokens, prompt_room
 from dsakv.workloads.prompt_lines import PromptLine, parse_line
 from dsakv.workloads.rows import json_rows
 
@@ -37,7 +38,7 @@ class FileRequests:
     max_new_tokens: int = 64
     """Of lines that do not say it."""
     truncate: Cut = "middle"
-    counts: InputCounts = field(default_factory=InputCounts, init=False)
+    dropped: Counter[str] = field(default_factory=Counter, init=False)
     name: str = field(default="file", init=False)
     score_groups: tuple[str, ...] = field(default=(), init=False)
 
@@ -62,7 +63,7 @@ class FileRequests:
 
     def requests(self, tokenizer: Tokenizer, max_seq_len: int) -> Iterator[Request]:
         """See ``Workload.requests``. Times are those of the file, less the first of them."""
-        self.counts = InputCounts()
+        self.dropped = Counter()
         return self._requests(tokenizer, max_seq_len)
 
     def score(self, request: Request, text: str) -> None:
@@ -74,6 +75,7 @@ class FileRequests:
 
     def _requests(self, tokenizer: Tokenizer, max_seq_len: int) -> Iterator[Request]:
         begin = min((line.arrival_s for _, line in self._lines() if line.arrival_s is not None), default=0.0)
+        number = 0
         for place, line in self._lines():
             new_tokens = line.max_new_tokens or self.max_new_tokens
             try:
@@ -81,13 +83,10 @@ class FileRequests:
             except InputError as error:
                 raise InputError(f"{place}: {error.message}", error.hint) from error
             if fitted is None:
-                self.counts.dropped["no room beside the chat template, or one that rewrites messages"] += 1
+                self.dropped["no room beside the chat template, or one that rewrites messages"] += 1
                 continue
-            request_id = self.counts.kept
-            self.counts.kept += 1
-            self.counts.truncated += fitted.truncated_tokens > 0
             yield Request(
-                request_id=request_id,
+                request_id=number,
                 prompt_token_ids=fitted.token_ids,
                 max_new_tokens=new_tokens,
                 source_id=str(line.request_id or line.id or place),
@@ -97,6 +96,7 @@ class FileRequests:
                 completion=line.completion,
                 metadata={"place": place},
             )
+            number += 1
 
     def _fit(self, line: RequestLine, tokenizer: Tokenizer, room: int) -> FittedPrompt | None:
         if line.prompt is not None:

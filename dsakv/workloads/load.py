@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from dsakv.errors import InputError
-from dsakv.workloads.base import InputCounts
 
 NO_PROMPT = "no prompt tokens"
 NO_ANSWER = "failed in the trace: no response tokens"
@@ -43,9 +42,6 @@ class Load:
         begin = min(row.seconds for row in rows)
         ordered = sorted(rows, key=lambda row: row.seconds)
         return cls(tuple(replace(row, seconds=row.seconds - begin) for row in ordered), dropped)
-
-    def counts(self) -> InputCounts:
-        return InputCounts(dropped=Counter(self.dropped))
 
     def check_room(self, max_seq_len: int, max_new_tokens_cap: int) -> None:
         """Raise InputError where the new tokens of a request leave no room for a prompt."""

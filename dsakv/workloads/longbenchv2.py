@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from dsakv.console import Console
 from dsakv.errors import InputError
 from dsakv.request import Request
 from dsakv.tokenizer import Tokenizer
-from dsakv.workloads.base import Cut, InputCounts, fit_prompt, prompt_room
+from dsakv.workloads.base import Cut, fit_prompt, prompt_room
 from dsakv.workloads.rows import fetched_file, json_rows
 
 FETCHED = Path("data/longbenchv2")
@@ -78,7 +79,7 @@ class LongBenchV2:
     max_new_tokens: int = 64
     truncate: Cut = "middle"
     """Where to cut. The benchmark cuts the middle of the whole prompt; question and choices stand at its end."""
-    counts: InputCounts = field(default_factory=InputCounts, init=False)
+    dropped: Counter[str] = field(default_factory=Counter, init=False)
     name: str = field(default="longbenchv2", init=False)
     score_groups: tuple[str, ...] = field(default=("length", "difficulty"), init=False)
 
@@ -93,7 +94,7 @@ class LongBenchV2:
 
     def requests(self, tokenizer: Tokenizer, max_seq_len: int) -> Iterator[Request]:
         """See ``Workload.requests``. Raises InputError for a row that is no such question, when it is reached."""
-        self.counts = InputCounts()
+        self.dropped = Counter()
         return self._requests(tokenizer, prompt_room(max_seq_len, self.max_new_tokens))
 
     def score(self, request: Request, text: str) -> float:
@@ -101,6 +102,7 @@ class LongBenchV2:
         return float(chosen(text) == request.answers[0])
 
     def _requests(self, tokenizer: Tokenizer, room: int) -> Iterator[Request]:
+        number = 0
         for place, raw in json_rows(self.path, "--longbenchv2-data"):
             try:
                 item = msgspec.json.decode(raw, type=Item)
@@ -109,13 +111,10 @@ class LongBenchV2:
             text = item.prompt
             fitted = fit_prompt(tokenizer, text, room, self.truncate)
             if fitted is None:
-                self.counts.dropped["no room beside the chat template"] += 1
+                self.dropped["no room beside the chat template"] += 1
                 continue
-            request_id = self.counts.kept
-            self.counts.kept += 1
-            self.counts.truncated += fitted.truncated_tokens > 0
             yield Request(
-                request_id=request_id,
+                request_id=number,
                 prompt_token_ids=fitted.token_ids,
                 max_new_tokens=self.max_new_tokens,
                 source_id=item.id,
@@ -132,7 +131,8 @@ class LongBenchV2:
                     "context_characters": len(item.context),
                 },
             )
-            if self.counts.kept == self.limit:
+            number += 1
+            if number == self.limit:
                 return
 
 

@@ -20,7 +20,6 @@ from dsakv.config import LARGEST, Config
 from dsakv.errors import InputError
 from dsakv.request import Request
 from dsakv.tokenizer import Tokenizer
-from dsakv.workloads.base import InputCounts
 from dsakv.workloads.corpus import Corpus, CorpusText, load_text
 from dsakv.workloads.load import Load, Row, failure
 
@@ -49,7 +48,7 @@ class Mooncake:
     max_new_tokens_cap: int = 64
     seed: int = 0
     corpus: CorpusText = field(default_factory=load_text)
-    counts: InputCounts = field(default_factory=InputCounts, init=False)
+    dropped: Counter[str] = field(default_factory=Counter, init=False)
     name: str = field(default="mooncake", init=False)
     score_groups: tuple[str, ...] = field(default=(), init=False)
 
@@ -70,7 +69,7 @@ class Mooncake:
 
     def requests(self, tokenizer: Tokenizer, max_seq_len: int) -> Iterator[Request]:
         """See ``Workload.requests``. A prompt too long for the model loses its tail, so that prefixes stay shared."""
-        self.counts = self.load.counts()
+        self.dropped = Counter(self.load.dropped)
         self.load.check_room(max_seq_len, self.max_new_tokens_cap)
         return self._requests(Corpus.encode(self.corpus, tokenizer, self.seed), tokenizer, max_seq_len)
 
@@ -84,8 +83,6 @@ class Mooncake:
             prompt: list[int] = []
             for hash_id in row.facts["hash_ids"][: -(-length // BLOCK)]:
                 prompt += block(hash_id, corpus, tokenizer)
-            self.counts.kept += 1
-            self.counts.truncated += length < row.prompt_tokens
             yield Request(
                 request_id=index,
                 prompt_token_ids=prompt[:length],

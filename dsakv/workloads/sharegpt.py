@@ -6,6 +6,7 @@ messages are empty. What comes out is ``system``, ``user`` and ``assistant`` mes
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from dsakv.errors import InputError
 from dsakv.hub import sources
 from dsakv.request import Request
 from dsakv.tokenizer import Tokenizer
-from dsakv.workloads.base import Cut, InputCounts, fit_messages, prompt_room
+from dsakv.workloads.base import Cut, fit_messages, prompt_room
 from dsakv.workloads.rows import Row, fetched_file, json_rows
 
 ROLES = {
@@ -44,7 +45,7 @@ class ShareGPT:
     """Requests at most."""
     max_new_tokens: int = 64
     truncate: Cut = "middle"
-    counts: InputCounts = field(default_factory=InputCounts, init=False)
+    dropped: Counter[str] = field(default_factory=Counter, init=False)
     name: str = field(default="sharegpt", init=False)
     score_groups: tuple[str, ...] = field(default=(), init=False)
 
@@ -60,31 +61,29 @@ class ShareGPT:
 
     def requests(self, tokenizer: Tokenizer, max_seq_len: int) -> Iterator[Request]:
         """See ``Workload.requests``. Raises InputError for a row that is no conversation, when it is reached."""
-        self.counts = InputCounts()
+        self.dropped = Counter()
         return self._requests(tokenizer, prompt_room(max_seq_len, self.max_new_tokens))
 
     def score(self, request: Request, text: str) -> None:
         """None: there are many good answers."""
 
     def _requests(self, tokenizer: Tokenizer, room: int) -> Iterator[Request]:
+        number = 0
         for place, raw in self.rows():
             name, messages = read_conversation(place, raw)
             usable = alternating(messages)
             if isinstance(usable, str):
-                self.counts.dropped[usable] += 1
+                self.dropped[usable] += 1
                 continue
             turns = [i for i, message in enumerate(usable) if message["role"] == "user"]
             chosen = turns if self.turn_mode == "per_user_turn" else turns[-1:]
             for i in chosen:
                 fitted = fit_messages(tokenizer, usable[: i + 1], room, self.truncate)
                 if fitted is None:
-                    self.counts.dropped["no room beside the chat template, or one that rewrites messages"] += 1
+                    self.dropped["no room beside the chat template, or one that rewrites messages"] += 1
                     continue
-                request_id = self.counts.kept
-                self.counts.kept += 1
-                self.counts.truncated += fitted.truncated_tokens > 0
                 yield Request(
-                    request_id=request_id,
+                    request_id=number,
                     prompt_token_ids=fitted.token_ids,
                     max_new_tokens=self.max_new_tokens,
                     source_id=place,
@@ -98,7 +97,8 @@ class ShareGPT:
                         "mode": self.turn_mode,
                     },
                 )
-                if self.counts.kept == self.limit:
+                number += 1
+                if number == self.limit:
                     return
 
 

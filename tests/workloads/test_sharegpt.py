@@ -87,9 +87,9 @@ def test_what_is_left_out_is_counted(byte_tokenizer: Tokenizer, tmp_path: Path) 
     rows = [sharegpt([]), sharegpt([("gpt", "x")]), sharegpt(CHAT), sharegpt([("critic", "x")]), sharegpt(CHAT)]
     found = workload(tmp_path / "chats", rows)
     assert len(drawn(found, byte_tokenizer)) == 2
-    assert found.counts.dropped == Counter({"empty conversation": 1, "no user turn": 1, "unknown role 'critic'": 1})
+    assert found.dropped == Counter({"empty conversation": 1, "no user turn": 1, "unknown role 'critic'": 1})
     assert drawn(found, byte_tokenizer, 4 + 7) == []
-    assert sum(found.counts.dropped.values()) == len(rows)
+    assert sum(found.dropped.values()) == len(rows)
 
 
 def test_full_asks_for_the_last_answer(byte_tokenizer: Tokenizer, tmp_path: Path) -> None:

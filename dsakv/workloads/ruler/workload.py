@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -13,7 +14,7 @@ from dsakv.config import Config
 from dsakv.errors import InputError
 from dsakv.request import Request
 from dsakv.tokenizer import Tokenizer
-from dsakv.workloads.base import InputCounts, fit_prompt, prompt_room
+from dsakv.workloads.base import fit_prompt, prompt_room
 from dsakv.workloads.corpus import load_text
 from dsakv.workloads.ruler.essay import Essay
 from dsakv.workloads.ruler.generator import GENERATED, IN_TEXT, Generator
@@ -38,7 +39,7 @@ class Ruler:
     seed: int = 0
     essay: Essay | None = None
     """Haystack of generated items that hide needles in a text; None takes the default text."""
-    counts: InputCounts = field(default_factory=InputCounts, init=False)
+    dropped: Counter[str] = field(default_factory=Counter, init=False)
     name: str = field(default="ruler", init=False)
     score_groups: tuple[str, ...] = field(default=("task",), init=False)
 
@@ -65,7 +66,7 @@ class Ruler:
     def requests(self, tokenizer: Tokenizer, max_seq_len: int) -> Iterator[Request]:
         """See ``Workload.requests``. Raises InputError for unknown tasks, for tasks that cannot be generated or
         do not fit the context length, and for every bad row among the ``limit`` that will be read."""
-        self.counts = InputCounts()
+        self.dropped = Counter()
         room = prompt_room(max_seq_len, self.max_new_tokens)
         if self.data is None:
             tasks = self._generated_tasks()
@@ -102,19 +103,17 @@ class Ruler:
         return islice(_in_turn([of_task(task) for task in files]), self.limit)
 
     def _requests(self, items: Iterable[Item], tokenizer: Tokenizer, max_prompt_tokens: int) -> Iterator[Request]:
+        number = 0
         for item in items:
             spans = needle_spans(item.task, item.text, item.answers)
             fitted = fit_prompt(
                 tokenizer, item.text, max_prompt_tokens, self.truncate, answer_prefix=item.answer_prefix, spans=spans
             )
             if fitted is None:
-                self.counts.dropped["no room beside template and answer prefix"] += 1
+                self.dropped["no room beside template and answer prefix"] += 1
                 continue
-            request_id = self.counts.kept
-            self.counts.kept += 1
-            self.counts.truncated += fitted.truncated_tokens > 0
             yield Request(
-                request_id=request_id,
+                request_id=number,
                 prompt_token_ids=fitted.token_ids,
                 max_new_tokens=self.max_new_tokens,
                 source_id=item.source_id,
@@ -133,6 +132,7 @@ class Ruler:
                     "needle_depths": [round(100 * begin / len(item.text), 2) for begin, _ in spans],
                 },
             )
+            number += 1
 
 
 def _any_will_do(task: str) -> bool:
