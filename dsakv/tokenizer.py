@@ -75,6 +75,14 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return bool(self._hf.chat_template)
 
+    def check_chat_template(self) -> None:
+        """Raise InputError where there is no chat template, without which messages cannot be encoded."""
+        if not self.has_chat_template:
+            raise InputError(
+                "the checkpoint has no chat template, so messages cannot be encoded",
+                "give `prompt` or `prompt_token_ids`, or put a chat_template.jinja beside the tokenizer",
+            )
+
     def encode(self, text: str) -> list[int]:
         """Ids of the text; no special token is added or recognised."""
         return list(_encode(self._plain, text).ids)
@@ -127,11 +135,7 @@ class Tokenizer:
 
     def encode_messages_with_contents(self, messages: list[dict[str, str]]) -> EncodedMessages:
         """As ``encode_messages``, with the tokens that come from each content."""
-        if not self.has_chat_template:
-            raise InputError(
-                "the checkpoint has no chat template, so messages cannot be encoded",
-                "give `prompt` or `prompt_token_ids`, or put a chat_template.jinja beside the tokenizer",
-            )
+        self.check_chat_template()
         pieces = self._render(messages)
         ids, offsets = self._encode_pieces(pieces)
         contents = []

@@ -21,8 +21,8 @@ COMMANDS = {
     "run_trace_burstgpt.sh": "trace burstgpt",
 }
 FAKE = """#!/usr/bin/env bash
-echo "$0|$PWD|$*|${LIMIT:-}"
-[[ " $* " != *" ${FAILS:-none} "* ]]
+echo "$0|$PWD|$*|${LIMIT:-}|${DS_TRACE_OUT:-}"
+[[ " $* " != *" ${FAILS:-none} "* ]] || exit "${CODE:-1}"
 """
 
 
@@ -59,7 +59,7 @@ def test_a_script_calls_the_command(checkout: Path, script: str) -> None:
     for place in (checkout.parent / "tools" / "dsakv", checkout / ".venv" / "bin" / "dsakv"):
         install(place)
         ran = call(checkout, script, "--out", "else where", LIMIT="5", MP="1")
-        called, folder, arguments, limit = ran.stdout.strip().split("|")
+        called, folder, arguments, limit, _ = ran.stdout.strip().split("|")
         assert (checkout / called).resolve() == place
         assert (folder, limit) == (str(checkout), "5")
         assert arguments == f"{COMMANDS[script]} --out else where"
@@ -72,6 +72,9 @@ def test_all_traces_run_though_one_fails(checkout: Path) -> None:
         f"trace {name} --limit 2" for name in ("ruler", "longbenchv2", "sharegpt", "burstgpt")
     ]
     assert (ran.returncode, ran.stderr.splitlines()[-1]) == (1, "failed: sharegpt")
+    ran = call(checkout, "run_all_traces.sh", DS_TRACE_OUT="a b", FAILS="sharegpt", CODE="130")
+    assert ran.returncode == 130
+    assert [line.split("|")[4] for line in ran.stdout.splitlines()] == ["a b/ruler", "a b/longbenchv2", "a b/sharegpt"]
 
 
 def test_without_the_command_a_script_says_so(checkout: Path) -> None:

@@ -48,7 +48,7 @@ def read_prompts(config: Config) -> list[Prompt]:
 
 def _parse(text: str, place: str) -> Prompt:
     line = parse_line(place, text, PromptLine)
-    return Prompt(place, line, str(line.request_id))
+    return Prompt(place, line, "" if line.request_id is None else str(line.request_id))
 
 
 def to_requests(prompts: list[Prompt], config: Config, loaded: LoadedModel) -> list[Request]:

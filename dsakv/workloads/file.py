@@ -26,7 +26,7 @@ class RequestLine(PromptLine, frozen=True, kw_only=True):
     completion: str | None = None
     arrival_s: Annotated[float, Meta(ge=0, le=LARGEST)] | None = None
     max_new_tokens: Annotated[int, Meta(ge=1, le=LARGEST)] | None = None
-    id: Any = ""
+    id: Any = None
 
 
 @dataclass(slots=True)
@@ -89,7 +89,7 @@ class FileRequests:
                 request_id=number,
                 prompt_token_ids=fitted.token_ids,
                 max_new_tokens=new_tokens,
-                source_id=str(line.request_id or line.id or place),
+                source_id=str(next((name for name in (line.request_id, line.id) if name not in (None, "")), place)),
                 prompt=line.prompt,
                 truncated_tokens=fitted.truncated_tokens,
                 arrival_s=None if line.arrival_s is None else line.arrival_s - begin,

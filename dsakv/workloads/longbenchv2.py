@@ -17,7 +17,7 @@ from dsakv.errors import InputError
 from dsakv.request import Request
 from dsakv.tokenizer import Tokenizer
 from dsakv.workloads.base import Cut, fit_prompt, prompt_room
-from dsakv.workloads.rows import fetched_file, json_rows
+from dsakv.workloads.rows import BAD_JSON, fetched_file, json_rows
 
 FETCHED = Path("data/longbenchv2")
 HINT = "a row has _id, domain, sub_domain, difficulty, length, question, choice_A to choice_D, answer and context"
@@ -106,7 +106,7 @@ class LongBenchV2:
         for place, raw in json_rows(self.path, "--longbenchv2-data"):
             try:
                 item = msgspec.json.decode(raw, type=Item)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except BAD_JSON as error:
                 raise InputError(f"{place}: no question of LongBench v2: {error}", HINT) from error
             text = item.prompt
             fitted = fit_prompt(tokenizer, text, room, self.truncate)

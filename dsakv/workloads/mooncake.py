@@ -22,6 +22,7 @@ from dsakv.request import Request
 from dsakv.tokenizer import Tokenizer
 from dsakv.workloads.corpus import Corpus, CorpusText, load_text
 from dsakv.workloads.load import Load, Row, failure
+from dsakv.workloads.rows import BAD_JSON
 
 BLOCK = 512
 """Tokens of a hash id; the last one of a prompt may stand for fewer."""
@@ -132,7 +133,7 @@ def read_jsonl(path: Path, limit: int) -> Load:
 def _row(place: str, line: bytes) -> Row:
     try:
         found = msgspec.json.decode(line, type=_Line)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except BAD_JSON as error:
         raise InputError(f"{place}: not a row of a Mooncake trace: {error}", HINT) from error
     blocks = -(-found.input_length // BLOCK)
     if len(found.hash_ids) != blocks:

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from dsakv.errors import InputError
 from dsakv.tokenizer import Tokenizer
+from dsakv.workloads.rows import BAD_JSON
 
 
 class Message(Struct, frozen=True):
@@ -22,7 +23,7 @@ class PromptLine(Struct, frozen=True, kw_only=True):
     prompt: str | None = None
     messages: list[Message] | None = None
     prompt_token_ids: list[int] | None = None
-    request_id: Any = ""
+    request_id: Any = None
     """What the source calls the request."""
 
     def chat(self) -> list[dict[str, str]]:
@@ -41,7 +42,7 @@ def parse_line(place: str, text: str | bytes, kind: type[Line]) -> Line:
     """A line at ``place``. Raises InputError where it is not what it should be, or its prompt is empty."""
     try:
         line = msgspec.json.decode(text, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except BAD_JSON as error:
         raise InputError(
             f"{place}: {error}", "a line is a JSON object with prompt, messages or prompt_token_ids"
         ) from error

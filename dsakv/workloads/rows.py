@@ -10,6 +10,9 @@ import msgspec
 
 from dsakv.errors import InputError
 
+BOM = b"\xef\xbb\xbf"
+BAD_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises where it is no JSON of the type asked for, no UTF-8, or nested too deep."""
 Row = tuple[str, msgspec.Raw | bytes]
 """Where a row stands, and its JSON."""
 
@@ -25,12 +28,14 @@ def json_rows(path: Path, flag: str) -> Iterator[Row]:
     hint = f"{flag} names a JSON array of objects, or a file of one object a line"
     try:
         with path.open("rb") as file:
+            begin = len(BOM) if file.read(len(BOM)) == BOM else 0
+            file.seek(begin)
             while (first := file.read(1)).isspace():
                 pass
             if not first:
                 raise InputError(f"{path} is empty", hint)
             if first != b"[":
-                file.seek(0)
+                file.seek(begin)
                 for number, line in enumerate(file, 1):
                     if line.strip():
                         yield f"{path}:{number}", line
@@ -39,8 +44,8 @@ def json_rows(path: Path, flag: str) -> Iterator[Row]:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}", f"check {flag}") from error
     try:
-        rows = msgspec.json.decode(array, type=list[msgspec.Raw])
-    except msgspec.DecodeError as error:
+        rows = msgspec.json.decode(memoryview(array)[begin:], type=list[msgspec.Raw])
+    except BAD_JSON as error:
         raise InputError(f"{path} is no JSON: {error}", f"is the file complete? {hint}") from error
     for index, row in enumerate(rows):
         yield f"{path}#{index}", row

@@ -21,7 +21,7 @@ from dsakv.hub import sources
 from dsakv.request import Request
 from dsakv.tokenizer import Tokenizer
 from dsakv.workloads.base import Cut, fit_messages, prompt_room
-from dsakv.workloads.rows import Row, fetched_file, json_rows
+from dsakv.workloads.rows import BAD_JSON, Row, fetched_file, json_rows
 
 ROLES = {
     **dict.fromkeys(("human", "user"), "user"),
@@ -29,6 +29,8 @@ ROLES = {
     "system": "system",
 }
 FETCHED = Path("data/sharegpt")
+MOST_REASONS = 20
+"""Why conversations were dropped, at most: roles may be anything."""
 HINT = "a row is an object with `conversations` of {from, value}, or `messages` of {role, content}"
 
 Message = dict[str, str]
@@ -62,6 +64,7 @@ class ShareGPT:
     def requests(self, tokenizer: Tokenizer, max_seq_len: int) -> Iterator[Request]:
         """See ``Workload.requests``. Raises InputError for a row that is no conversation, when it is reached."""
         self.dropped = Counter()
+        tokenizer.check_chat_template()
         return self._requests(tokenizer, prompt_room(max_seq_len, self.max_new_tokens))
 
     def score(self, request: Request, text: str) -> None:
@@ -73,12 +76,18 @@ class ShareGPT:
             name, messages = read_conversation(place, raw)
             usable = alternating(messages)
             if isinstance(usable, str):
-                self.dropped[usable] += 1
+                known = usable in self.dropped or len(self.dropped) < MOST_REASONS
+                self.dropped[usable if known else "other roles"] += 1
                 continue
             turns = [i for i, message in enumerate(usable) if message["role"] == "user"]
             chosen = turns if self.turn_mode == "per_user_turn" else turns[-1:]
             for i in chosen:
-                fitted = fit_messages(tokenizer, usable[: i + 1], room, self.truncate)
+                reply = usable[i + 1] if i + 1 < len(usable) else None
+                try:
+                    fitted = fit_messages(tokenizer, usable[: i + 1], room, self.truncate)
+                except InputError:  # of this conversation: that there is a template was seen to
+                    self.dropped["refused by the chat template"] += 1
+                    continue
                 if fitted is None:
                     self.dropped["no room beside the chat template, or one that rewrites messages"] += 1
                     continue
@@ -89,7 +98,7 @@ class ShareGPT:
                     source_id=place,
                     prompt="\n\n".join(f"{message['role']}: {message['content']}" for message in usable[: i + 1]),
                     truncated_tokens=fitted.truncated_tokens,
-                    completion=usable[i + 1]["content"] if i + 1 < len(usable) else None,
+                    completion=reply["content"] if reply and reply["role"] == "assistant" else None,
                     metadata={
                         "conversation": name,
                         "turn": turns.index(i),
@@ -106,7 +115,7 @@ def read_conversation(place: str, raw: msgspec.Raw | bytes) -> tuple[str, list[t
     """A row's id, and its messages as (role as written, text). Raises InputError for a row that is no conversation."""
     try:
         row = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except BAD_JSON as error:
         raise InputError(f"{place}: no JSON: {error}", HINT) from error
     if not isinstance(row, dict):
         raise InputError(f"{place}: no object", HINT)
@@ -135,16 +144,16 @@ def alternating(messages: list[tuple[str, str]]) -> list[Message] | str:
     """
     found: list[Message] = []
     for written, text in messages:
-        role = ROLES.get(written.strip().lower())
-        if role is None:
-            return f"unknown role {written!r}"
         if not text.strip():
             continue
+        role = ROLES.get(written.strip().lower())
+        if role is None:
+            return f"unknown role {written[:40]!r}"
         if found and found[-1]["role"] == role:
             found[-1]["content"] += f"\n\n{text}"
         elif role != "assistant" or any(message["role"] == "user" for message in found):
             found.append({"role": role, "content": text})
-    if not found and not messages:
+    if not any(text.strip() for _, text in messages):
         return "empty conversation"
     return found if any(message["role"] == "user" for message in found) else "no user turn"
 

@@ -32,14 +32,14 @@ def test_every_kind_of_line(byte_tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = write(
         tmp_path / "own.jsonl",
         {"prompt": "hello", "completion": " there", "arrival_s": 7.5, "more": 1},
-        {"messages": chat, "max_new_tokens": 3, "arrival_s": 5, "id": 17},
+        {"messages": chat, "max_new_tokens": 3, "arrival_s": 5, "id": 0},
         {"prompt_token_ids": [1, 2, 3], "request_id": "mine", "arrival_s": 9},
     )
     first, second, third = requests(path, byte_tokenizer)
     assert first.prompt_token_ids == byte_tokenizer.encode_prompt("hello")
     assert (first.completion, first.max_new_tokens, first.source_id) == (" there", 6, f"{path}:1")
     assert second.prompt_token_ids == byte_tokenizer.encode_messages(chat)
-    assert (second.completion, second.max_new_tokens, second.source_id) == (None, 3, "17")
+    assert (second.completion, second.max_new_tokens, second.source_id) == (None, 3, "0")
     assert (third.prompt_token_ids, third.source_id) == ([1, 2, 3], "mine")
     assert [r.arrival_s for r in (first, second, third)] == [2.5, 0, 4]
 

@@ -80,6 +80,8 @@ def test_what_a_conversation_comes_to() -> None:
     assert alternating([("human", "a"), ("gpt", "\n "), ("human", "b")]) == [user]
     assert alternating([]) == "empty conversation"
     assert alternating([("gpt", "c"), ("human", "")]) == "no user turn"
+    assert alternating([("gpt", " "), ("tool", "")]) == "empty conversation"
+    assert alternating([("human", "a"), ("tool", "")]) == [{"role": "user", "content": "a"}]
     assert alternating([("human", "a"), ("tool", "b")]) == "unknown role 'tool'"
 
 
@@ -212,3 +214,47 @@ def test_where_the_data_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     found = build("sharegpt", Config())
     assert isinstance(found, ShareGPT)
     assert [place for place, _ in found.rows()] == ["data/sharegpt/sharegpt_train.jsonl:1"]
+
+
+def test_a_system_message_is_no_answer(byte_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    rows = [sharegpt([("human", "a"), ("system", "b"), ("gpt", "c")])]
+    (request,) = drawn(workload(tmp_path / "chats", rows), byte_tokenizer)
+    assert request.completion is None
+
+
+def test_reasons_are_not_endless(byte_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    rows = [sharegpt([(f"role {i}" + "x" * 100, "text")]) for i in range(100)]
+    found = workload(tmp_path / "chats", rows)
+    assert drawn(found, byte_tokenizer) == []
+    assert sum(found.dropped.values()) == 100
+    assert len(found.dropped) == 21
+    assert max(map(len, found.dropped)) < 60
+
+
+def test_a_conversation_that_the_template_refuses_is_counted(tmp_path: Path) -> None:
+    write_byte_tokenizer(tmp_path)
+    strict = "{%- if messages[0]['role'] != 'system' %}{{ raise_exception('no system') }}{%- endif %}{{ messages }}"
+    (tmp_path / "chat_template.jinja").write_text(strict)
+    found = workload(tmp_path / "chats", [sharegpt(CHAT), sharegpt([("system", "s"), *CHAT])])
+    assert len(drawn(found, load_tokenizer(tmp_path))) == 1
+    assert found.dropped == {"refused by the chat template": 1}
+    (tmp_path / "chat_template.jinja").unlink()
+    with pytest.raises(InputError, match="has no chat template"):
+        drawn(found, load_tokenizer(tmp_path))
+
+
+def test_a_byte_order_mark_is_passed_over(byte_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "chats"
+    found = workload(path, [])
+    for text in (json.dumps([sharegpt(CHAT)]), json.dumps(sharegpt(CHAT)), "[]"):
+        path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+        assert len(drawn(found, byte_tokenizer)) == (text != "[]")
+
+
+@pytest.mark.parametrize("row", ['{"conversations": ' + "[" * 100_000, "[" * 100_000])
+def test_nesting_without_end(byte_tokenizer: Tokenizer, tmp_path: Path, row: str) -> None:
+    path = tmp_path / "chats"
+    found = workload(path, [])
+    path.write_text(row)
+    with pytest.raises(InputError, match="no JSON"):
+        drawn(found, byte_tokenizer)

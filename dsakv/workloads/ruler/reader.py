@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from dsakv.errors import InputError
+from dsakv.workloads.rows import BAD_JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ def _item(task: str, file: Path, number: int, line: bytes) -> Item:
     hint = "a RULER row is one JSON object with `input` (text) and `outputs` (list of texts)"
     try:
         row = msgspec.json.decode(line, type=_Row)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except BAD_JSON as error:
         raise InputError(f"{place}: not a RULER row: {error}", hint) from error
     gold = row.answer if row.outputs is None else row.outputs
     answers = (gold,) if isinstance(gold, str) else tuple(gold or ())
