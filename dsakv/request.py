@@ -40,8 +40,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A finished request. Times are milliseconds on the clock of the engine's run, from its begin (a resumed one's
-    anew), or spans of it.
+    """A finished request. Times are milliseconds on the clock of the engine's run, from its begin, or spans of
+    it.
     """
 
     request_id: int
@@ -73,6 +73,7 @@ class StepRecords:
 
     request_id: NDArray[np.int64]  # [B]
     step_idx: NDArray[np.int64]  # [B], negative for queries of the prefill's tail
+    step_offset: NDArray[np.int64]  # [B], how many steps after the first of a known answer's that are read at once
     seq_len: NDArray[np.int64]  # [B]
     counts: NDArray[np.int64]  # [B], min(seq_len, top-k)
     positions: NDArray[np.int32]  # [L, B, K], ascending
@@ -89,6 +90,7 @@ class Step:
     """One forward pass of the engine."""
 
     index: int
+    """Steps before this one; a pass over known answers counts as the decode steps that it stands for."""
     kind: Literal["prefill", "decode"]
     wall_us: int
     new_tokens: list[tuple[int, int]]

@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Seconds since the run began."""
+    """Seconds since the run began; a run that is gone on with starts later than at 0."""
 
     def now(self) -> float: ...
 
@@ -29,9 +29,9 @@ class VirtualClock:
     So service times are measured, and neither idle hours nor what a consumer of the steps does take part.
     """
 
-    def __init__(self, ticks: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, start: float = 0.0, ticks: Callable[[], float] = time.perf_counter) -> None:
         self._ticks = ticks
-        self._begin = ticks()
+        self._begin = ticks() - start
         self._paused: float | None = None
 
     def now(self) -> float:
@@ -53,10 +53,13 @@ class WallClock:
     """Real time: waits for arrivals, and goes on while others use the steps."""
 
     def __init__(
-        self, ticks: Callable[[], float] = time.perf_counter, sleep: Callable[[float], None] = time.sleep
+        self,
+        start: float = 0.0,
+        ticks: Callable[[], float] = time.perf_counter,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._ticks, self._sleep = ticks, sleep
-        self._begin = ticks()
+        self._begin = ticks() - start
 
     def now(self) -> float:
         return self._ticks() - self._begin

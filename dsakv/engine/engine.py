@@ -100,7 +100,6 @@ class Engine:
                     "lower --prefill-chunk or --batch-size",
                 ) from error
             scheduler.retire(finished, clock.now())
-            self._steps += 1
             clock.pause()
             yield step
             clock.resume()
@@ -157,6 +156,7 @@ class Engine:
             finished=completions,
             records=recorder.records(self.model, cache.row_bytes) if recorder else None,
         )
+        self._steps += recorder.decode_steps if recorder else 1
         return step, finished
 
     def _sample(self, ready: list[tuple[Sequence, int]], hidden: torch.Tensor) -> list[tuple[int, int]]:

@@ -18,22 +18,28 @@ class Recorder:
     """
 
     def __init__(self, batch: list[Sequence], segments: list[Segment], tail: int | None) -> None:
-        self._rows: list[int] = []
-        self._request_id: list[int] = []
-        self._step_idx: list[int] = []
-        self._seq_len: list[int] = []
+        queries: list[tuple[int, int, int, int, int]] = []  # offset, row, request, step, sequence length
         for sequence, segment in zip(batch, segments, strict=True):
             first = segment.seq_len - (segment.rows.stop - segment.rows.start)  # position of the segment's first query
             begin = first if tail is None else max(first, sequence.prompt_tokens - tail)
+            first_step = max(0, begin - sequence.prompt_tokens)
             for position in range(begin, segment.seq_len):
-                self._rows.append(segment.rows.start + position - first)
-                self._request_id.append(sequence.request.request_id)
                 # The query at position n of an n-token prompt is decode step 0: it computes the first generated token.
-                self._step_idx.append(position - sequence.prompt_tokens)
-                self._seq_len.append(position + 1)
+                step = position - sequence.prompt_tokens
+                row, request_id = segment.rows.start + position - first, sequence.request.request_id
+                queries.append((max(0, step - first_step), row, request_id, step, position + 1))
+        # In the order in which decoding would come to them: one step of all sequences after the other.
+        queries.sort(key=lambda query: query[0])
+        self._queries = np.array(queries, dtype=np.int64).reshape(-1, 5)
+        self._rows = self._queries[:, 1].tolist()
         self._positions: list[Tensor] = []  # [B, K] each
         self._scores: list[Tensor] = []
         self._fetches: list[list[Fetch]] = []
+
+    @property
+    def decode_steps(self) -> int:
+        """Steps that decoding would have taken for what is read here at once; at least the one that it is."""
+        return 1 + int(self._queries[:, 0].max(initial=0))
 
     def add(self, output: LayerOutput) -> None:
         """Take in the next layer."""
@@ -58,10 +64,11 @@ class Recorder:
                 if inside:
                     gather_us[i, inside] = fetch.begin.us_until(fetch.end)
                     gather_batch[i, inside] = fetch.rows.stop - fetch.rows.start
-        lengths = np.array(self._seq_len, dtype=np.int64)
+        offset, _, request_id, step_idx, lengths = self._queries.T
         return StepRecords(
-            request_id=np.array(self._request_id, dtype=np.int64),
-            step_idx=np.array(self._step_idx, dtype=np.int64),
+            request_id=request_id,
+            step_idx=step_idx,
+            step_offset=offset,
             seq_len=lengths,
             counts=np.minimum(lengths, model.top_k),
             positions=host[0],

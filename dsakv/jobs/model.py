@@ -91,7 +91,9 @@ def load_model(config: ModelConfig) -> LoadedModel:
         dtype = _DTYPES[config.dtype]
     if config.ckpt_path is None:
         if config.config is not None:
-            raise InputError("--config without --ckpt-path", "name the checkpoint that has this shape")
+            raise InputError(
+                "--config without --ckpt-path", "name the checkpoint that has this shape; CONFIG counts too"
+            )
         try:
             directory = ensure_tiny_model(cache_home())
         except (OSError, SafetensorError) as error:

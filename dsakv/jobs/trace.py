@@ -23,10 +23,11 @@ from dsakv.settings import resolved_json
 from dsakv.tokenizer import Tokenizer
 from dsakv.trace.files import read_lines
 from dsakv.trace.run_dir import RunDir
+from dsakv.trace.serving import last_token_s
 from dsakv.trace.size import expected_bytes
 from dsakv.trace.writer import TraceWriter
 from dsakv.workloads import Workload, build
-from dsakv.workloads.arrival import arrange
+from dsakv.workloads.arrival import arrange, check_arrival
 
 LARGE = 5e9
 """Bytes from which on a trace is worth a word on how to make it smaller."""
@@ -39,6 +40,7 @@ def trace(name: str, config: Config, console: Console) -> RunDir:
     """
     if not config.trace.enable:
         raise InputError("tracing is switched off (DS_TRACE_ENABLE or trace.enable)", "dsakv generate runs without it")
+    check_arrival(config.serving)
     block_size, stored = config.engine.kv_block_size, resolved_json(config)
     # What can fail for the output folder's sake does so before minutes are spent on loading a model.
     if config.trace.resume:
@@ -91,7 +93,9 @@ def _draw(
             "lower --max-new-tokens or raise --max-seq-len",
         )
     if counts["truncated"]:
-        console.info(f"prompts cut to fit: {counts['truncated']}")
+        gone = sum(request.truncated_tokens for request in requests)
+        whole = gone + sum(len(request.prompt_token_ids) for request in requests)
+        console.info(f"prompts cut to fit: {counts['truncated']} ({gone:,} of all {whole:,} prompt tokens went)")
     for reason, number in counts["dropped"].items():
         console.warn(f"inputs dropped: {number} ({reason})")
     return requests, counts
@@ -148,7 +152,7 @@ def _record(
         return len(request.prompt_token_ids) + request.max_new_tokens - (request.forced_token_ids is not None)
 
     speed = Speed()
-    clock = WallClock() if config.serving.clock == "wall" else VirtualClock()
+    clock = (WallClock if config.serving.clock == "wall" else VirtualClock)(last_token_s(run.requests_path))
     with (
         TraceWriter(
             run,
@@ -174,11 +178,15 @@ def _record(
 
 
 def _scores(run: RunDir, groups: Sequence[str]) -> dict[str, list[float]]:
-    """Scores of all finished requests, those before an interruption too, by the values of ``groups``."""
+    """Scores of all finished requests, those before an interruption too: by each of ``groups``, and of all."""
     scores: dict[str, list[float]] = defaultdict(list)
+    every: list[float] = []
     for _, line in read_lines(run.requests_path):
         entry = orjson.loads(line)
         if "score" in entry:
+            every.append(entry["score"])
             for group in groups:
-                scores[str(entry["metadata"][group])].append(entry["score"])
-    return dict(scores)
+                value = str(entry["metadata"][group])
+                scores[value if len(groups) == 1 else f"{group}: {value}"].append(entry["score"])
+    found = dict(sorted(scores.items()))
+    return found | {"all": every} if len(found) > 1 else found

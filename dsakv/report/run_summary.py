@@ -29,7 +29,7 @@ _DISTRIBUTIONS = {
     "touched_block_ratio": "share of the blocks in use",
     "tokens_per_touched_block": "tokens used of a touched block",
     "offsets": "distance to the newest token",
-    "prefix_intersection_ratio": "touched blocks in a shared prefix",
+    "prefix_intersection_ratio": "touched blocks of earlier prompts",
 }
 
 
@@ -59,7 +59,7 @@ def render_run(
     model: Mapping[str, Any],
     clock: str,
 ) -> RenderableType:
-    """Tables of the distributions in ``summary.json`` and, where the workload has one, of the scores by task."""
+    """Tables of the distributions in ``summary.json``, of service times and, where there are any, of scores."""
     records = summary["unique_blocks"]["count"]
     facts = Table(title=f"trace {trace_dir}", title_justify="left", show_header=False, box=None)
     weights = " (random weights: locality figures mean nothing)" if model["random_weights"] else ""
@@ -89,34 +89,28 @@ def render_run(
     if scores:
         quality = Table("group", "requests", "score", title="answers found (1 is all)", title_justify="left")
         quality.columns[1].justify = quality.columns[2].justify = "right"
-        for task, values in sorted(scores.items()):
-            quality.add_row(task, str(len(values)), f"{sum(values) / len(values):.2f}")
+        for group, values in scores.items():
+            quality.add_row(group, str(len(values)), f"{sum(values) / len(values):.2f}")
         parts.append(quality)
     return Group(*parts)
 
 
 def _serving(served: Mapping[str, Any], clock: str) -> list[RenderableType]:
-    """Waiting and latency of the requests, and what the words mean."""
-    if not served["requests"]:
+    """Waiting and latency of the requests, and what the words mean. Requests with known answers were not served."""
+    if not served["requests"] or served["forced"]:
         return []
-    table = Table(
-        "milliseconds",
-        *QUANTILES,
-        "which is",
-        title=f"how requests were served, by {_CLOCKS[clock]}",
-        title_justify="left",
-    )
-    for column in table.columns[1:-1]:
+    title = f"how requests were served, in milliseconds by {_CLOCKS[clock]}"
+    table = Table("time", *QUANTILES, title=title, title_justify="left")
+    for column in table.columns[1:]:
         column.justify = "right"
-    for name, meaning in SPANS.items():
+    for name in SPANS:
         values = served[name]
         if values["max"] is not None:
-            table.add_row(_LABELS[name], *(_number(values[q]) for q in QUANTILES), meaning)
+            table.add_row(_LABELS[name], *(_number(values[q]) for q in QUANTILES))
     rates = [f"{served['requests']:,} requests in {served['duration_s']:,.1f} s from first arrival to last token"]
-    for name, unit in _RATES.items():
-        if served[name] is not None:
-            rates.append(f"{_number(served[name])} {unit}")
-    return [table, "; ".join(rates)]
+    rates += [f"{_number(served[name])} {unit}" for name, unit in _RATES.items() if served[name] is not None]
+    meanings = "; ".join(f"{_LABELS[name]}: {meaning}" for name, meaning in SPANS.items())
+    return [table, f"{'; '.join(rates)}\n{meanings}"]
 
 
 def _number(value: float) -> str:

@@ -141,7 +141,7 @@ def to_batch(steps: Sequence[Step], seed: int, rate: float = 1.0, first_step: in
         index_layer_id=np.concatenate(
             [np.tile(r.index_layer_id, q) for (_, r, _), q in zip(kept, queries, strict=True)]
         ),
-        engine_step=np.repeat([first_step + s.index for s, _, _ in kept], [q * layers for q in queries]),
+        engine_step=per_query([first_step + s.index + r.step_offset[k] for s, r, k in kept]),
         step_wall_us=np.repeat([s.wall_us for s, _, _ in kept], [q * layers for q in queries]),
         scores=scores,
         fetch={

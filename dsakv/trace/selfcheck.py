@@ -150,6 +150,7 @@ def _records(queries: Sequence[tuple[Request, int]]) -> StepRecords:
     return StepRecords(
         request_id=np.array([request.request_id for request, _ in queries]),
         step_idx=np.array([step for _, step in queries]),
+        step_offset=np.zeros(len(queries), dtype=np.int64),
         seq_len=seq_len,
         counts=counts,
         positions=positions,

@@ -12,8 +12,8 @@ from dsakv.trace.files import read_lines
 
 SPANS = {
     "queue_ms": "from arrival to the start of the prefill",
-    "ttft_ms": "time to first token: from arrival to the first new token",
-    "tpot_ms": "time per output token: (latency - TTFT) / (new tokens - 1)",
+    "ttft_ms": "from arrival to the first new token",
+    "tpot_ms": "(latency - TTFT) / (new tokens - 1)",
     "latency_ms": "from arrival to the last token",
 }
 """The times of a request that are summarized, and what they are."""
@@ -29,29 +29,32 @@ class _Line(msgspec.Struct):
     tpot_ms: float | None
     latency_ms: float
     cached_tokens: int = 0
+    forced: bool = False
 
 
 def serving(requests_path: Path) -> dict[str, Any]:
     """Summary of all finished requests.
 
-    ``requests``; ``duration_s`` from the first arrival to the last token; ``requests_per_s``, ``output_tokens_per_s``
-    and ``total_tokens_per_s`` (prompts included) over this time, None where it is 0; ``prompt_tokens``,
-    ``cached_tokens`` (of the prompts, reused from the prefix cache), ``output_tokens``; and ``p50, p95, p99, max`` of
-    each of ``SPANS``, nearest-rank, None without values.
+    ``requests``, ``forced`` of them with known answers, so that nothing was served; ``duration_s`` from the first
+    arrival to the last token; ``requests_per_s``, ``output_tokens_per_s`` and ``total_tokens_per_s`` (prompts
+    included) over this time, None where it is 0; ``prompt_tokens``, ``cached_tokens`` (of the prompts, reused from
+    the prefix cache), ``output_tokens``; and ``p50, p95, p99, max`` of each of ``SPANS``, nearest-rank, None
+    without values.
 
     Raises:
         InputError: a damaged line.
     """
-    lines = [_decode(place, line) for place, line in read_lines(requests_path)] if requests_path.exists() else []
+    lines = _lines(requests_path)
     prompt, output = sum(line.prompt_tokens for line in lines), sum(line.completion_tokens for line in lines)
     begin = min((line.arrival_ms for line in lines), default=0.0)
-    seconds = (max((line.arrival_ms + line.latency_ms for line in lines), default=0.0) - begin) / 1e3
+    seconds = (_end_ms(lines) - begin) / 1e3
 
     def a_second(count: int) -> float | None:
         return count / seconds if seconds > 0 else None
 
     return {
         "requests": len(lines),
+        "forced": sum(line.forced for line in lines),
         "duration_s": seconds,
         "requests_per_s": a_second(len(lines)),
         "output_tokens_per_s": a_second(output),
@@ -61,6 +64,23 @@ def serving(requests_path: Path) -> dict[str, Any]:
         "output_tokens": output,
         **{name: _quantiles([getattr(line, name) for line in lines]) for name in SPANS},
     }
+
+
+def last_token_s(requests_path: Path) -> float:
+    """When the last of the finished requests ended, in seconds on the run's clock; 0 where there is none.
+
+    Raises:
+        InputError: a damaged line.
+    """
+    return _end_ms(_lines(requests_path)) / 1e3
+
+
+def _lines(requests_path: Path) -> list[_Line]:
+    return [_decode(place, line) for place, line in read_lines(requests_path)] if requests_path.exists() else []
+
+
+def _end_ms(lines: list[_Line]) -> float:
+    return max((line.arrival_ms + line.latency_ms for line in lines), default=0.0)
 
 
 def _quantiles(values: list[float | None]) -> dict[str, float | None]:

@@ -46,6 +46,11 @@ def arrange(requests: Sequence[Request], config: ServingConfig, seed: int) -> li
     return [replace(requests[i], request_id=new, arrival_s=float(times[i])) for new, i in enumerate(order)]
 
 
+def check_arrival(config: ServingConfig) -> None:
+    """Raise InputError for options at odds, as far as they can be judged without the requests."""
+    _check_options("trace" if config.arrival == "auto" else config.arrival, config)
+
+
 def _resolve(requests: Sequence[Request], config: ServingConfig) -> str:
     """The process; for ``auto`` that of the workload."""
     if config.arrival not in ("auto", "trace"):

@@ -12,12 +12,12 @@ from typing import Literal
 import msgspec
 
 from dsakv.config import Config
-from dsakv.console import Console
 from dsakv.errors import InputError
+from dsakv.hub import sources
 from dsakv.request import Request
 from dsakv.tokenizer import Tokenizer
 from dsakv.workloads.base import Cut, fit_prompt, prompt_room
-from dsakv.workloads.rows import BAD_JSON, fetched_file, json_rows
+from dsakv.workloads.rows import BAD_JSON, fetched_file, from_hub, json_rows
 
 FETCHED = Path("data/longbenchv2")
 HINT = "a row has _id, domain, sub_domain, difficulty, length, question, choice_A to choice_D, answer and context"
@@ -151,10 +151,7 @@ def _find(given: str | None) -> Path:
     """The file named, else what was fetched, else the hub's."""
     path = Path(given).expanduser() if given is not None else fetched_file(FETCHED, "longbenchv2_train")
     if path is None:
-        from dsakv.hub import sources
-        from dsakv.hub.download import download
-
-        return download(sources.LONGBENCH_V2, Console()).path
+        return from_hub(sources.LONGBENCH_V2, FETCHED, "--longbenchv2-data")
     if not path.is_file():
         raise InputError(f"no such file: {path}", "--longbenchv2-data names LongBench v2 as JSON or JSONL")
     return path

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import msgspec
 
-from dsakv.errors import InputError
+from dsakv.console import Console
+from dsakv.errors import DsakvError, InputError
+from dsakv.hub.client import Source
 
 BOM = b"\xef\xbb\xbf"
 BAD_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -49,6 +51,17 @@ def json_rows(path: Path, flag: str) -> Iterator[Row]:
         raise InputError(f"{path} is no JSON: {error}", f"is the file complete? {hint}") from error
     for index, row in enumerate(rows):
         yield f"{path}#{index}", row
+
+
+def from_hub(source: Source, folder: Path, flag: str) -> Path:
+    """The hub's file, from its cache where it is there. Raises DsakvError where it cannot be had."""
+    from dsakv.hub.download import download
+
+    try:
+        return download(source, Console()).path
+    except DsakvError as error:
+        hint = f"{error.hint}; or name a file with {flag} ({folder} holds none)"
+        raise type(error)(error.message, hint) from error
 
 
 def fetched_file(folder: Path, stem: str) -> Path | None:

@@ -21,7 +21,7 @@ from dsakv.hub import sources
 from dsakv.request import Request
 from dsakv.tokenizer import Tokenizer
 from dsakv.workloads.base import Cut, fit_messages, prompt_room
-from dsakv.workloads.rows import BAD_JSON, Row, fetched_file, json_rows
+from dsakv.workloads.rows import BAD_JSON, Row, fetched_file, from_hub, json_rows
 
 ROLES = {
     **dict.fromkeys(("human", "user"), "user"),
@@ -168,9 +168,7 @@ def _source(config: Config) -> Callable[[], Iterator[Row]]:
     else:
         return _streamed(chosen.dataset, chosen.split)
     if path is None:
-        from dsakv.hub.download import download
-
-        path = download(sources.SHAREGPT, Console()).path
+        path = from_hub(sources.SHAREGPT, FETCHED, "--sharegpt-json")
     elif not path.is_file():
         raise InputError(f"no such file: {path}", "--sharegpt-json names a JSON or JSONL file of conversations")
     found = path

@@ -17,7 +17,9 @@ from tests.engine.fakes import FakeModel, FakeTime
 
 def serve(requests: list[Request], tick: float = 0.5, **options: Any) -> tuple[list[Step], dict[int, Completion]]:
     """Steps and completions where every look at the clock takes ``tick`` seconds."""
-    steps = list(Engine(cast(Model, FakeModel()), EngineOptions(**options)).run(requests, VirtualClock(FakeTime(tick))))
+    steps = list(
+        Engine(cast(Model, FakeModel()), EngineOptions(**options)).run(requests, VirtualClock(ticks=FakeTime(tick)))
+    )
     completions = [completion for step in steps for completion in step.finished]
     assert len({completion.request_id for completion in completions}) == len(completions)
     return steps, {completion.request_id: completion for completion in completions}

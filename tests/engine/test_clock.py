@@ -10,7 +10,7 @@ from tests.engine.fakes import FakeTime
 
 def test_a_virtual_clock_jumps_and_stands_still_while_paused() -> None:
     time = FakeTime()
-    clock = VirtualClock(time)
+    clock = VirtualClock(ticks=time)
     time.seconds += 2
     assert clock.now() == 2
     clock.wait_until(10)
@@ -26,6 +26,14 @@ def test_a_virtual_clock_jumps_and_stands_still_while_paused() -> None:
     assert time.seconds == 103  # nobody waited
 
 
+def test_a_clock_may_start_later() -> None:
+    time = FakeTime()
+    for clock in (VirtualClock(40, time), WallClock(40, time, time.sleep)):
+        time.seconds += 1
+        assert clock.now() == 41
+        time.seconds -= 1
+
+
 def test_a_wall_clock_sleeps_until_it_is_time() -> None:
     time = FakeTime()
     naps: list[float] = []
@@ -34,7 +42,7 @@ def test_a_wall_clock_sleeps_until_it_is_time() -> None:
         naps.append(seconds)
         time.sleep(min(seconds, 3))  # a sleep may end early
 
-    clock = WallClock(time, sleep)
+    clock = WallClock(ticks=time, sleep=sleep)
     time.seconds += 1
     clock.wait_until(8)
     assert clock.now() == 8

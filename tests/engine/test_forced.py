@@ -132,6 +132,26 @@ def repeated(requests: list[Request]) -> list[Request]:
     ]
 
 
+def test_a_pass_counts_as_the_steps_that_it_stands_for(model: Model, requests: list[Request]) -> None:
+    engine = Engine(model, EngineOptions(record=True, batch_size=3, prefill_chunk=50, record_prefill_tail=2))
+    before = -1
+    numbers: dict[int, list[int]] = {request.request_id: [] for request in requests}
+    for step in engine.run(requests):
+        assert step.index > before
+        before = step.index
+        if step.records is not None:
+            assert (np.diff(step.records.step_offset) >= 0).all()
+            before = max(before, step.index + int(step.records.step_offset.max()))
+            for b, step_idx in enumerate(step.records.step_idx.tolist()):
+                if step_idx >= 0:
+                    assert len(numbers[int(step.records.request_id[b])]) == step_idx
+                    numbers[int(step.records.request_id[b])].append(step.index + int(step.records.step_offset[b]))
+    for request in requests:
+        found = numbers[request.request_id]
+        assert len(found) == request.max_new_tokens - 1
+        assert found == sorted(set(found))
+
+
 def test_forced_and_free_requests_run_together(model: Model, requests: list[Request]) -> None:
     free = [Request(len(requests) + i, r.prompt_token_ids, 9) for i, r in enumerate(requests)]
     alone = {c.request_id: c for step in Engine(model, EngineOptions()).run(free) for c in step.finished}

@@ -53,7 +53,7 @@ def expected_record(
         "layer_id": layer,
         "index_layer_id": int(r.index_layer_id[layer]),
         "step_idx": int(r.step_idx[b]),
-        "engine_step": step.index,
+        "engine_step": step.index + int(step.records.step_offset[b]),
         "step_wall_us": step.wall_us,
         "seq_len_current": seq_len,
         "unique_token_pos_count": count,
@@ -110,6 +110,7 @@ def some_steps(draw: st.DrawFn) -> list[Step]:
         records = StepRecords(
             request_id=rng.permutation(queries),
             step_idx=rng.integers(-2, 100, queries),
+            step_offset=np.sort(rng.integers(0, 3, queries)),
             seq_len=seq_len,
             counts=counts,
             positions=positions,
@@ -202,6 +203,7 @@ def one_record(**changes: Any) -> Step:
     records = StepRecords(
         request_id=np.array([4]),
         step_idx=np.array([2]),
+        step_offset=np.array([0]),
         seq_len=np.array([9]),
         counts=np.array([3]),
         positions=np.array([[[0, 5, 8]]], dtype=np.int32),
