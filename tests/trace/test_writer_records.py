@@ -53,7 +53,7 @@ def expected_record(
         "layer_id": layer,
         "index_layer_id": int(r.index_layer_id[layer]),
         "step_idx": int(r.step_idx[b]),
-        "engine_step": step.index + int(step.records.step_offset[b]),
+        "engine_step": step.index + int(r.step_offset[b]),
         "step_wall_us": step.wall_us,
         "seq_len_current": seq_len,
         "unique_token_pos_count": count,
