@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dsakv.kernels import reference as kernels
 from dsakv.models.contracts import Fetch, LayerCache, LayerOutput, Selection
-from dsakv.models.deepseek_v32_shape import DeepseekV32Shape
+from dsakv.models.dsa_shape import DsaShape
 from dsakv.models.layers import GatedMLP, RMSNorm, RotaryEmbedding, linear, rotate_halves, rotate_pairs
 from dsakv.models.moe import MoE, RoutingShape
 
@@ -22,7 +22,7 @@ Rope = tuple[Tensor, Tensor]
 class Indexer(nn.Module):
     """The lightning indexer: a small attention of its own that ranks the cached tokens for each query."""
 
-    def __init__(self, shape: DeepseekV32Shape, dtype: torch.dtype, fp8: bool) -> None:
+    def __init__(self, shape: DsaShape, dtype: torch.dtype, fp8: bool) -> None:
         super().__init__()
         self.n_heads, self.head_dim = shape.index_n_heads, shape.index_head_dim
         self.rope_dim, self.top_k, self.fp8 = shape.qk_rope_head_dim, shape.index_topk, fp8
@@ -64,7 +64,7 @@ class Indexer(nn.Module):
 class Attention(nn.Module):
     """MLA over the indexer's selection."""
 
-    def __init__(self, shape: DeepseekV32Shape, dtype: torch.dtype, fp8: bool) -> None:
+    def __init__(self, shape: DsaShape, dtype: torch.dtype, fp8: bool) -> None:
         super().__init__()
         self.shape = shape
         qk_dim = shape.qk_nope_head_dim + shape.qk_rope_head_dim
@@ -111,7 +111,7 @@ class Attention(nn.Module):
 class DecoderLayer(nn.Module):
     """Attention and feed-forward with pre-normalisation and residuals."""
 
-    def __init__(self, layer_id: int, shape: DeepseekV32Shape, dtype: torch.dtype, fp8: bool) -> None:
+    def __init__(self, layer_id: int, shape: DsaShape, dtype: torch.dtype, fp8: bool) -> None:
         super().__init__()
         self.attn_norm = RMSNorm(shape.dim, shape.norm_eps, dtype)
         self.attn = Attention(shape, dtype, fp8)
@@ -140,9 +140,7 @@ class DecoderLayer(nn.Module):
 class DeepseekV32(nn.Module):
     """The decoder; see ``models.contracts.Model``. Parameter names are those of DeepSeek's own checkpoints."""
 
-    def __init__(
-        self, shape: DeepseekV32Shape, dtype: torch.dtype, device: torch.device, *, index_fp8: bool = False
-    ) -> None:
+    def __init__(self, shape: DsaShape, dtype: torch.dtype, device: torch.device, *, index_fp8: bool = False) -> None:
         super().__init__()
         self.shape, self.dtype, self.device = shape, dtype, device
         self.embed = nn.Embedding(shape.vocab_size, shape.dim, device="meta", dtype=dtype)
@@ -199,7 +197,7 @@ def hf_name(name: str) -> str:
     return f"model.layers.{layer}.{stem}.{leaf}"
 
 
-def unused_tensors(shape: DeepseekV32Shape, names: set[str]) -> set[str]:
+def unused_tensors(shape: DsaShape, names: set[str]) -> set[str]:
     """Stored tensors that have no part in decoding: the multi-token-prediction layer and RoPE tables."""
     unused = {name for name in names if name.endswith("rotary_emb.inv_freq")}
     extra = f"model.layers.{shape.n_layers}."

@@ -11,16 +11,17 @@ from torch import nn
 
 from dsakv.errors import InputError
 from dsakv.models import deepseek_v32
-from dsakv.models.deepseek_v32_shape import DeepseekV32Shape, parse_shape
+from dsakv.models.deepseek_v32_shape import parse_shape
+from dsakv.models.dsa_shape import DsaShape
 
 
 class Family(NamedTuple):
     """How to make a model of one architecture, and how its checkpoints name things."""
 
-    parse_shape: Callable[[dict[str, Any], str], DeepseekV32Shape]
+    parse_shape: Callable[[dict[str, Any], str], DsaShape]
     build: Callable[..., nn.Module]
     stored_name: Callable[[str], str]
-    unused: Callable[[DeepseekV32Shape, set[str]], set[str]]
+    unused: Callable[[DsaShape, set[str]], set[str]]
     """Tensors of a checkpoint that have no part in the model (multi-token prediction, say)."""
 
 
