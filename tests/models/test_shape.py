@@ -225,7 +225,7 @@ def test_a_missing_key_of_hugging_faces_form_is_named(key: str) -> None:
         shape(without(HF_671B, key))
 
 
-@pytest.mark.parametrize("kind", ["deepseek_v3", "glm_moe_dsa", [], 3])
+@pytest.mark.parametrize("kind", ["deepseek_v3", "glm4_moe", [], 3])
 def test_an_unknown_model_type_is_named(kind: Any) -> None:
     with pytest.raises(InputError, match=r"model_type .* is not supported"):
         family_of(HF_671B | {"model_type": kind}, "here.json")
