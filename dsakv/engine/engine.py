@@ -126,9 +126,10 @@ class Engine:
         rope = self.model.rope(bound.positions)
         tail = self.options.record_prefill_tail if prefilling else None
         recorder = Recorder(batch, bound.segments, tail) if self.options.record else None
+        selection = None
         for i, layer in enumerate(self.model.layers):
-            output = layer(hidden, rope, bound.positions, bound.layer(i))
-            hidden = output.hidden
+            output = layer(hidden, rope, bound.positions, bound.layer(i), selection)
+            hidden, selection = output.hidden, output.selection
             if recorder:
                 recorder.add(output)
         ready = [  # those that have computed all they were given, and the row of their last token

@@ -14,7 +14,7 @@ import dsakv
 from dsakv.config import ModelConfig
 from dsakv.errors import DsakvError, InputError
 from dsakv.models.contracts import Model
-from dsakv.models.deepseek_v32_shape import DeepseekV32Shape
+from dsakv.models.dsa_shape import DsaShape
 from dsakv.models.registry import family_of, read_config
 from dsakv.models.tiny import ensure_tiny_model
 from dsakv.tokenizer import Tokenizer, generation_eos_ids, load_tokenizer
@@ -31,7 +31,7 @@ class LoadedModel:
     directory: Path
     eos_token_ids: frozenset[int]
     text_tokenizer: Tokenizer | None
-    shape: DeepseekV32Shape
+    shape: DsaShape
     name: str
     random_weights: bool
     index_fp8: bool

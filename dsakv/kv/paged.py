@@ -105,9 +105,10 @@ class LayerView:
     def segments(self) -> list[Segment]:
         return self.step.segments
 
-    def append(self, kv: Tensor, index_key: Tensor) -> None:
+    def append(self, kv: Tensor, index_key: Tensor | None) -> None:
         self.rows.index_copy_(0, self.step.new_slots, kv)
-        self.index_rows.index_copy_(0, self.step.new_slots, index_key)
+        if index_key is not None:
+            self.index_rows.index_copy_(0, self.step.new_slots, index_key)
 
     def index_keys(self, segment: int) -> Tensor:
         size = self.step.cache.block_size
@@ -129,6 +130,7 @@ class LayerView:
 class PagedCache:
     """KV rows ``[L, blocks * block_size, R]`` and index keys ``[L, blocks * block_size, D]`` of all layers.
 
+    Layers that share another's selection have room for index keys too, and leave it untouched.
     Raises DsakvError where the device has no room for them.
     """
 

@@ -51,8 +51,8 @@ class LayerCache(Protocol):
     @property
     def segments(self) -> list[Segment]: ...
 
-    def append(self, kv: Tensor, index_key: Tensor) -> None:
-        """Store the step's tokens: ``kv`` ``[T, R]`` and ``index_key`` ``[T, D]``."""
+    def append(self, kv: Tensor, index_key: Tensor | None) -> None:
+        """Store the step's tokens: ``kv`` ``[T, R]`` and ``index_key`` ``[T, D]``, None in a layer without indexer."""
         ...
 
     def index_keys(self, segment: int) -> Tensor:
@@ -65,7 +65,7 @@ class LayerCache(Protocol):
 
 
 class LayerOutput(NamedTuple):
-    """A layer's hidden states with what it selected and what fetching that cost."""
+    """A layer's hidden states with the selection that it read and what fetching that cost."""
 
     hidden: Tensor  # [T, dim]
     selection: Selection
@@ -73,10 +73,18 @@ class LayerOutput(NamedTuple):
 
 
 class Layer(Protocol):
-    def __call__(self, hidden: Tensor, rope: tuple[Tensor, Tensor], positions: Tensor, kv: LayerCache) -> LayerOutput:
+    def __call__(
+        self,
+        hidden: Tensor,
+        rope: tuple[Tensor, Tensor],
+        positions: Tensor,
+        kv: LayerCache,
+        previous: Selection | None = None,
+    ) -> LayerOutput:
         """Run one layer over ``T`` tokens.
 
-        ``hidden`` ``[T, dim]``; ``rope`` cosine and sine ``[T, rope / 2]``; ``positions`` ``[T]`` int64.
+        ``hidden`` ``[T, dim]``; ``rope`` cosine and sine ``[T, rope / 2]``; ``positions`` ``[T]`` int64;
+        ``previous`` is the selection that the layer before read, which one without an indexer reads again.
         """
         ...
 

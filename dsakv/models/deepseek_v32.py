@@ -12,20 +12,24 @@ from torch import Tensor, nn
 
 from dsakv.kernels import reference as kernels
 from dsakv.models.contracts import Fetch, LayerCache, LayerOutput, Selection
-from dsakv.models.deepseek_v32_shape import DeepseekV32Shape
+from dsakv.models.dsa_shape import DsaShape
 from dsakv.models.layers import GatedMLP, RMSNorm, RotaryEmbedding, linear, rotate_halves, rotate_pairs
 from dsakv.models.moe import MoE, RoutingShape
 
 Rope = tuple[Tensor, Tensor]
 
+LATENT_NORM_EPS = 1e-6
+"""Of the norms within attention. Configs have no key for it: ``rms_norm_eps`` is that of the norms around it."""
+
 
 class Indexer(nn.Module):
     """The lightning indexer: a small attention of its own that ranks the cached tokens for each query."""
 
-    def __init__(self, shape: DeepseekV32Shape, dtype: torch.dtype, fp8: bool) -> None:
+    def __init__(self, shape: DsaShape, dtype: torch.dtype, fp8: bool) -> None:
         super().__init__()
         self.n_heads, self.head_dim = shape.index_n_heads, shape.index_head_dim
         self.rope_dim, self.top_k, self.fp8 = shape.qk_rope_head_dim, shape.index_topk, fp8
+        self.rotate = rotate_halves if shape.indexer_rope == "halves" else rotate_pairs
         self.ue8m0 = shape.scale_fmt == "ue8m0"
         self.wq_b = linear(shape.q_lora_rank, self.n_heads * self.head_dim, dtype)
         self.wk = linear(shape.dim, self.head_dim, dtype)
@@ -54,7 +58,7 @@ class Indexer(nn.Module):
 
     def _prepare(self, x: Tensor, rope: Rope) -> Tensor:
         rotated, rest = x.split([self.rope_dim, self.head_dim - self.rope_dim], dim=-1)
-        x = torch.cat((rotate_halves(rotated, rope), rest), dim=-1)
+        x = torch.cat((self.rotate(rotated, rope), rest), dim=-1)
         if not self.fp8:
             return x  # the Hadamard rotation keeps dot products: only rounding needs it
         rotated = kernels.hadamard(x.float())
@@ -62,31 +66,36 @@ class Indexer(nn.Module):
 
 
 class Attention(nn.Module):
-    """MLA over the indexer's selection."""
+    """MLA over the selection of the layer's own indexer or, where it has none, of the layer before."""
 
-    def __init__(self, shape: DeepseekV32Shape, dtype: torch.dtype, fp8: bool) -> None:
+    def __init__(self, layer_id: int, shape: DsaShape, dtype: torch.dtype, fp8: bool) -> None:
         super().__init__()
         self.shape = shape
         qk_dim = shape.qk_nope_head_dim + shape.qk_rope_head_dim
         self.scale = qk_dim**-0.5 * (shape.yarn.softmax_scale if shape.yarn else 1.0)
         self.wq_a = linear(shape.dim, shape.q_lora_rank, dtype)
-        self.q_norm = RMSNorm(shape.q_lora_rank, shape.norm_eps, dtype)
+        self.q_norm = RMSNorm(shape.q_lora_rank, LATENT_NORM_EPS, dtype)
         self.wq_b = linear(shape.q_lora_rank, shape.n_heads * qk_dim, dtype)
         self.wkv_a = linear(shape.dim, shape.kv_lora_rank + shape.qk_rope_head_dim, dtype)
-        self.kv_norm = RMSNorm(shape.kv_lora_rank, shape.norm_eps, dtype)
+        self.kv_norm = RMSNorm(shape.kv_lora_rank, LATENT_NORM_EPS, dtype)
         self.wkv_b = linear(shape.kv_lora_rank, shape.n_heads * (shape.qk_nope_head_dim + shape.v_head_dim), dtype)
         self.wo = linear(shape.n_heads * shape.v_head_dim, shape.dim, dtype)
-        self.indexer = Indexer(shape, dtype, fp8)
+        self.indexer = None if layer_id in shape.shared_layers else Indexer(shape, dtype, fp8)
 
     def forward(
-        self, x: Tensor, rope: Rope, positions: Tensor, kv: LayerCache
+        self, x: Tensor, rope: Rope, positions: Tensor, kv: LayerCache, previous: Selection | None
     ) -> tuple[Tensor, Selection, list[Fetch]]:
         shape = self.shape
         q_latent = self.q_norm(self.wq_a(x))  # [T, q_lora]
         latent, key_rope = self.wkv_a(x).split([shape.kv_lora_rank, shape.qk_rope_head_dim], dim=-1)
         row = torch.cat((self.kv_norm(latent), rotate_pairs(key_rope, rope)), dim=-1)  # [T, R]
-        kv.append(row, self.indexer.key(x, rope))
-        selection = self.indexer(x, q_latent, rope, positions, kv)
+        if self.indexer is None:
+            assert previous is not None, "the first layer has an indexer"
+            kv.append(row, None)
+            selection = previous
+        else:
+            kv.append(row, self.indexer.key(x, rope))
+            selection = self.indexer(x, q_latent, rope, positions, kv)
 
         q = self.wq_b(q_latent).view(len(x), shape.n_heads, -1)  # [T, H, nope + rope]
         q_nope, q_rope = q.split([shape.qk_nope_head_dim, shape.qk_rope_head_dim], dim=-1)
@@ -111,10 +120,10 @@ class Attention(nn.Module):
 class DecoderLayer(nn.Module):
     """Attention and feed-forward with pre-normalisation and residuals."""
 
-    def __init__(self, layer_id: int, shape: DeepseekV32Shape, dtype: torch.dtype, fp8: bool) -> None:
+    def __init__(self, layer_id: int, shape: DsaShape, dtype: torch.dtype, fp8: bool) -> None:
         super().__init__()
         self.attn_norm = RMSNorm(shape.dim, shape.norm_eps, dtype)
-        self.attn = Attention(shape, dtype, fp8)
+        self.attn = Attention(layer_id, shape, dtype, fp8)
         self.ffn_norm = RMSNorm(shape.dim, shape.norm_eps, dtype)
         self.ffn: nn.Module
         if layer_id < shape.n_dense_layers:
@@ -130,8 +139,10 @@ class DecoderLayer(nn.Module):
             )
             self.ffn = MoE(shape.dim, shape.moe_inter_dim, shape.n_shared_experts, routing, dtype)
 
-    def forward(self, hidden: Tensor, rope: Rope, positions: Tensor, kv: LayerCache) -> LayerOutput:
-        attended, selection, fetches = self.attn(self.attn_norm(hidden), rope, positions, kv)
+    def forward(
+        self, hidden: Tensor, rope: Rope, positions: Tensor, kv: LayerCache, previous: Selection | None = None
+    ) -> LayerOutput:
+        attended, selection, fetches = self.attn(self.attn_norm(hidden), rope, positions, kv, previous)
         hidden = hidden + attended
         hidden = hidden + self.ffn(self.ffn_norm(hidden))
         return LayerOutput(hidden, selection, fetches)
@@ -140,9 +151,7 @@ class DecoderLayer(nn.Module):
 class DeepseekV32(nn.Module):
     """The decoder; see ``models.contracts.Model``. Parameter names are those of DeepSeek's own checkpoints."""
 
-    def __init__(
-        self, shape: DeepseekV32Shape, dtype: torch.dtype, device: torch.device, *, index_fp8: bool = False
-    ) -> None:
+    def __init__(self, shape: DsaShape, dtype: torch.dtype, device: torch.device, *, index_fp8: bool = False) -> None:
         super().__init__()
         self.shape, self.dtype, self.device = shape, dtype, device
         self.embed = nn.Embedding(shape.vocab_size, shape.dim, device="meta", dtype=dtype)
@@ -155,7 +164,7 @@ class DeepseekV32(nn.Module):
         self.vocab_size = shape.vocab_size
         self.kv_row_dim = shape.kv_lora_rank + shape.qk_rope_head_dim
         self.index_key_dim = shape.index_head_dim
-        self.index_layer_ids = list(range(shape.n_layers))
+        self.index_layer_ids = shape.index_layer_ids
 
     def logits(self, hidden: Tensor) -> Tensor:
         out: Tensor = self.head(self.norm(hidden))
@@ -199,7 +208,7 @@ def hf_name(name: str) -> str:
     return f"model.layers.{layer}.{stem}.{leaf}"
 
 
-def unused_tensors(shape: DeepseekV32Shape, names: set[str]) -> set[str]:
+def unused_tensors(shape: DsaShape, names: set[str]) -> set[str]:
     """Stored tensors that have no part in decoding: the multi-token-prediction layer and RoPE tables."""
     unused = {name for name in names if name.endswith("rotary_emb.inv_freq")}
     extra = f"model.layers.{shape.n_layers}."

@@ -10,22 +10,26 @@ import orjson
 from torch import nn
 
 from dsakv.errors import InputError
-from dsakv.models import deepseek_v32
-from dsakv.models.deepseek_v32_shape import DeepseekV32Shape, parse_shape
+from dsakv.models import deepseek_v32, glm_moe_dsa
+from dsakv.models.deepseek_v32_shape import parse_shape
+from dsakv.models.dsa_shape import DsaShape
 
 
 class Family(NamedTuple):
     """How to make a model of one architecture, and how its checkpoints name things."""
 
-    parse_shape: Callable[[dict[str, Any], str], DeepseekV32Shape]
+    parse_shape: Callable[[dict[str, Any], str], DsaShape]
     build: Callable[..., nn.Module]
     stored_name: Callable[[str], str]
-    unused: Callable[[DeepseekV32Shape, set[str]], set[str]]
+    unused: Callable[[DsaShape, set[str]], set[str]]
     """Tensors of a checkpoint that have no part in the model (multi-token prediction, say)."""
 
 
 FAMILIES = {
     "deepseek_v32": Family(parse_shape, deepseek_v32.DeepseekV32, deepseek_v32.hf_name, deepseek_v32.unused_tensors),
+    "glm_moe_dsa": Family(
+        glm_moe_dsa.parse_shape, deepseek_v32.DeepseekV32, deepseek_v32.hf_name, glm_moe_dsa.unused_tensors
+    ),
 }
 
 

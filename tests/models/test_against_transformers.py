@@ -1,4 +1,4 @@
-"""The model and the engine against transformers' DeepseekV32ForCausalLM in float32: logits, selections, tokens."""
+"""The models and the engine against transformers in float32: logits, selections, tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor
-from transformers import DeepseekV32Config, DeepseekV32ForCausalLM
+from transformers import AutoModelForCausalLM, DeepseekV32ForCausalLM, GlmMoeDsaForCausalLM
 
 from dsakv.cli import run
 from dsakv.config import ModelConfig
@@ -19,63 +19,23 @@ from dsakv.jobs.model import load_model
 from dsakv.kv.paged import BlockTable, PagedCache
 from dsakv.models.contracts import Model
 from dsakv.request import Request
+from tests.models.checkpoints import DEEPSEEK_MODELS, GLM_MODELS, save
 
+Their = DeepseekV32ForCausalLM | GlmMoeDsaForCausalLM
 NEW_TOKENS = 24
 NEAR_TIE = 1e-5
 
 
-@pytest.fixture(scope="module", params=["yarn", "plain rope", "one group"])
+@pytest.fixture(scope="module", params=[*DEEPSEEK_MODELS, *GLM_MODELS])
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random checkpoint that transformers itself saved, without a tokenizer."""
     directory = tmp_path_factory.mktemp("saved-by-transformers")
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 5000.0}
-    if request.param != "plain rope":
-        rope |= {
-            "rope_type": "yarn",
-            "factor": 8.0,
-            "original_max_position_embeddings": 64,
-            "beta_fast": 32,
-            "beta_slow": 1,
-            "mscale": 1.0,
-            "mscale_all_dim": 1.0,
-        }
-    config = DeepseekV32Config(
-        vocab_size=260,
-        hidden_size=64,
-        intermediate_size=128,
-        moe_intermediate_size=32,
-        num_hidden_layers=3,
-        first_k_dense_replace=1,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        n_routed_experts=8,
-        num_experts_per_tok=3,
-        n_group=1 if request.param == "one group" else 4,
-        topk_group=1 if request.param == "one group" else 2,
-        q_lora_rank=48,
-        kv_lora_rank=32,
-        qk_nope_head_dim=20,
-        qk_rope_head_dim=16,
-        v_head_dim=24,
-        index_n_heads=16,
-        index_head_dim=32,
-        index_topk=16,
-        max_position_embeddings=512,
-        rope_parameters=rope,
-        initializer_range=0.2,
-    )
-    torch.manual_seed(11)
-    model = DeepseekV32ForCausalLM(config)
-    with torch.no_grad():
-        for layer in model.model.layers[1:]:
-            layer.mlp.gate.e_score_correction_bias.normal_(0, 0.2)
-    model.save_pretrained(directory)
+    save(directory, request.param)
     return directory
 
 
 @pytest.fixture(scope="module")
-def theirs(checkpoint: Path) -> DeepseekV32ForCausalLM:
-    model: DeepseekV32ForCausalLM = DeepseekV32ForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+def theirs(checkpoint: Path) -> Their:
+    model = cast(Their, AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32))
     model.eval()  # type: ignore[no-untyped-call]
     return model
 
@@ -85,11 +45,16 @@ def ours(checkpoint: Path) -> Model:
     return load_model(ModelConfig(ckpt_path=str(checkpoint), dtype="float32", device="cpu")).model
 
 
-def their_forward(model: DeepseekV32ForCausalLM, ids: list[int]) -> tuple[Tensor, list[Tensor]]:
-    """Logits ``[S, vocab]`` and, by layer, the chosen positions ``[S, K]`` of one dense pass."""
+def their_forward(model: Their, ids: list[int]) -> tuple[Tensor, list[Tensor]]:
+    """Logits ``[S, vocab]`` and, by layer, the positions ``[S, K]`` that it read in one dense pass."""
     picks: list[Tensor] = []
+    shared = [kind == "shared" for kind in getattr(model.config, "indexer_types", [])]
+
+    def note(_module: object, _inputs: object, output: Any) -> None:
+        picks.append(output[2][0] if shared else output[0])
+
     hooks = [
-        layer.self_attn.indexer.register_forward_hook(lambda _m, _i, output: picks.append(output[0]))
+        (layer.self_attn if shared else layer.self_attn.indexer).register_forward_hook(note)
         for layer in model.model.layers
     ]
     with torch.inference_mode():
@@ -118,8 +83,9 @@ def our_forward(model: Model, ids: list[int], chunk: int) -> tuple[Tensor, list[
             part = ids[start : start + chunk]
             step = cache.bind([table], [start], [len(part)])
             hidden, rope = model.embed(torch.tensor(part)), model.rope(step.positions)
+            selection = None
             for i, layer in enumerate(model.layers):
-                hidden, selection, _ = layer(hidden, rope, step.positions, step.layer(i))
+                hidden, selection, _ = layer(hidden, rope, step.positions, step.layer(i), selection)
                 chosen[i] += [p[:n].tolist() for p, n in zip(selection.positions, selection.counts, strict=True)]
             logits.append(model.logits(hidden))
     return torch.cat(logits), chosen
@@ -136,7 +102,8 @@ def has_near_tie(model: Model, ids: list[int]) -> bool:
         lowest = selection.scores[selection.counts > indexer.top_k].topk(2, dim=-1, largest=False).values
         gaps.extend((lowest[:, 1] - lowest[:, 0]).tolist())
 
-    hooks = [layer.attn.indexer.register_forward_hook(measure) for layer in model.layers]  # type: ignore[attr-defined]
+    indexers = [layer.attn.indexer for layer in model.layers]  # type: ignore[attr-defined]
+    hooks = [indexer.register_forward_hook(measure) for indexer in indexers if indexer is not None]
     our_forward(model, ids, len(ids))
     for hook in hooks:
         hook.remove()
@@ -144,9 +111,7 @@ def has_near_tie(model: Model, ids: list[int]) -> bool:
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 32, 512])
-def test_logits_and_selections(
-    ours: Model, theirs: DeepseekV32ForCausalLM, prompts: list[list[int]], chunk: int
-) -> None:
+def test_logits_and_selections(ours: Model, theirs: Their, prompts: list[list[int]], chunk: int) -> None:
     comparable = [ids for ids in prompts if not has_near_tie(ours, ids)]
     assert len(comparable) >= len(prompts) - 2
     for ids in comparable:
@@ -158,7 +123,7 @@ def test_logits_and_selections(
                 assert positions == sorted(p for p in reference[query].tolist() if p <= query)
 
 
-def greedy(model: DeepseekV32ForCausalLM, ids: list[int], eos: int | None = None) -> list[int]:
+def greedy(model: Their, ids: list[int], eos: int | None = None) -> list[int]:
     # The mask is given because transformers otherwise takes every pad token in a random prompt for padding.
     prompt = torch.tensor([ids])
     out = cast(Any, model).generate(  # its annotations do not fit its own class
@@ -175,7 +140,7 @@ def greedy(model: DeepseekV32ForCausalLM, ids: list[int], eos: int | None = None
 @pytest.mark.parametrize(("batch_size", "chunk", "block_size"), [(1, 512, 64), (6, 512, 8), (3, 13, 5), (2, 1, 1)])
 def test_greedy_tokens_and_recorded_selections(
     ours: Model,
-    theirs: DeepseekV32ForCausalLM,
+    theirs: Their,
     prompts: list[list[int]],
     batch_size: int,
     chunk: int,
@@ -208,7 +173,7 @@ def test_greedy_tokens_and_recorded_selections(
 def test_the_command_line_gives_the_same_tokens(
     checkpoint: Path,
     ours: Model,
-    theirs: DeepseekV32ForCausalLM,
+    theirs: Their,
     prompts: list[list[int]],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

@@ -18,7 +18,8 @@ from dsakv.config import ModelConfig
 from dsakv.errors import InputError
 from dsakv.jobs.model import load_model
 from dsakv.models.deepseek_v32 import unused_tensors
-from dsakv.models.deepseek_v32_shape import DeepseekV32Shape, parse_shape
+from dsakv.models.deepseek_v32_shape import parse_shape
+from dsakv.models.dsa_shape import DsaShape
 from dsakv.models.layers import Yarn
 from dsakv.models.registry import family_of, read_config
 from dsakv.models.tiny import CONFIG
@@ -90,7 +91,7 @@ HF_671B: dict[str, Any] = {
 DEEPSEEK_671B: dict[str, Any] = json.loads((CONFIGS / "config_671B_v3.2.json").read_text())
 
 
-def shape(config: dict[str, Any]) -> DeepseekV32Shape:
+def shape(config: dict[str, Any]) -> DsaShape:
     return parse_shape(config, "here.json")
 
 
@@ -224,7 +225,7 @@ def test_a_missing_key_of_hugging_faces_form_is_named(key: str) -> None:
         shape(without(HF_671B, key))
 
 
-@pytest.mark.parametrize("kind", ["deepseek_v3", "glm_moe_dsa", [], 3])
+@pytest.mark.parametrize("kind", ["deepseek_v3", "glm4_moe", [], 3])
 def test_an_unknown_model_type_is_named(kind: Any) -> None:
     with pytest.raises(InputError, match=r"model_type .* is not supported"):
         family_of(HF_671B | {"model_type": kind}, "here.json")
@@ -257,7 +258,7 @@ def test_any_value_anywhere_is_a_shape_or_an_input_error(data: st.DataObject, va
         found: object = family_of(config, "here.json").parse_shape(config, "here.json")
     except InputError as error:
         found = error.message
-    assert isinstance(found, DeepseekV32Shape) or str(found).startswith("here.json: ")
+    assert isinstance(found, DsaShape) or str(found).startswith("here.json: ")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1]", b'"x"', b"[" * 100_000, b'{"a": NaN}'])

@@ -16,7 +16,8 @@ from dsakv.cli import run
 from dsakv.config import ModelConfig
 from dsakv.jobs.model import load_model
 from dsakv.models import tiny
-from dsakv.models.deepseek_v32_shape import DeepseekV32Shape, parse_shape
+from dsakv.models.deepseek_v32_shape import parse_shape
+from dsakv.models.dsa_shape import DsaShape
 from dsakv.models.layers import Yarn
 from dsakv.models.tiny import ensure_tiny_model
 
@@ -41,7 +42,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 
 def test_the_shape_is_the_promised_one() -> None:
-    assert parse_shape(tiny.CONFIG, "embedded") == DeepseekV32Shape(
+    assert parse_shape(tiny.CONFIG, "embedded") == DsaShape(
         vocab_size=260,
         dim=256,
         inter_dim=1024,
