@@ -14,7 +14,8 @@ from dsakv.analysis.part import PartFigures
 from dsakv.analysis.recommend import recommend
 from dsakv.analysis.simulation import LRU
 from dsakv.config import AnalyzeConfig
-from dsakv.trace.open import TraceDir, has_random_weights
+from dsakv.trace.files import read_lines
+from dsakv.trace.open import TraceDir, has_random_weights, requests_file
 
 # They say how and where to, not what: results must be the same without them.
 _NOT_FIGURES = ("workers", "scheduler", "out", "report", "json", "to_parquet")
@@ -178,4 +179,15 @@ def _warnings(trace: TraceDir, config: AnalyzeConfig, total: PartFigures, figure
     if config.by_layer and layers > 1 and not figures["overlap"]["layers"]["jaccard"]["count"]:
         warnings.append("the layers of a step do not follow each other in the trace: their overlap was not counted")
     warnings += [f"{place}: an unfinished last line was dropped" for place in counts.unfinished]
-    return warnings
+    return warnings + _unfinished(trace)
+
+
+def _unfinished(trace: TraceDir) -> list[str]:
+    """Whether requests of the run are missing, where its files say how many there are."""
+    inputs = (trace.run_meta or {}).get("inputs")
+    kept = inputs.get("kept") if isinstance(inputs, dict) else None
+    log = requests_file(trace.path)
+    if type(kept) is not int or log is None:
+        return []
+    done = sum(1 for _ in read_lines(log))
+    return [f"the run is unfinished: {done} of its {kept} requests are complete"] if done < kept else []

@@ -134,3 +134,17 @@ def test_a_replay_is_the_same_run_again(stopping: Path, tmp_path: Path, capsys: 
     assert [entry["arrival_ms"] for entry in once] == [0, 1000, 1500, 3000, 470_000]
     assert [len(entry["prompt_token_ids"]) for entry in once] == [40, 90, 33, 8, 64]
     assert all(len(entry["completion_token_ids"]) <= 6 for entry in once)
+
+
+def test_an_unfinished_run_is_analyzed_with_a_warning(
+    stopping: Path, ruler: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert run(command(stopping, ruler, out, *OPTIONS)) == 0
+    analyze = ["analyze", "--input", str(out), "--out", str(tmp_path / "a.json")]
+    assert run(analyze) == 0
+    assert "the run is unfinished" not in capsys.readouterr().err
+    log = (out / "requests.jsonl").read_text().splitlines(keepends=True)
+    (out / "requests.jsonl").write_text("".join(log[:5]))
+    assert run(analyze) == 0
+    assert "the run is unfinished: 5 of its 8 requests are complete" in capsys.readouterr().err
