@@ -88,9 +88,10 @@ def _draw(
     counts = inputs(len(requests), truncated, dict(dropped))
     if not requests:
         reasons = "; ".join(f"{number} dropped: {reason}" for reason, number in counts["dropped"].items())
+        hint = "leave out --forced, or " if config.workload.forced else ""
         raise InputError(
             f"no prompt is left to run ({reasons or 'the workload has none'})",
-            "lower --max-new-tokens or raise --max-seq-len",
+            f"{hint}lower --max-new-tokens, raise --max-seq-len, or give other inputs",
         )
     if counts["truncated"]:
         gone = sum(request.truncated_tokens for request in requests)
