@@ -122,6 +122,8 @@ def test_torch_stays_in_its_rooms(module: str) -> None:
         "--version",
         "generate --help",
         "trace ruler --help",
+        "trace burstgpt --help",
+        "trace mooncake --help",
         "analyze --help",
         "trace selfcheck -x",
         "fetch-data ruler --help",
