@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,3 +90,23 @@ def test_many_ranks_are_refused(checkout: Path) -> None:
     ran = call(checkout, "run_trace_ruler.sh", MP="8")
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr.startswith("error: MP=8, but this version runs on one device")
+
+
+@pytest.mark.parametrize("script", [*COMMANDS, "dsakv.sh", "run_all_traces.sh"])
+def test_a_script_parses(script: str) -> None:
+    ran = subprocess.run(["bash", "-n", str(ROOT / "scripts" / script)], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_a_script_really_traces(checkout: Path, small_checkpoint: Path) -> None:
+    command = checkout / ".venv" / "bin" / "dsakv"
+    command.parent.mkdir(parents=True)
+    command.write_text(f'#!/usr/bin/env bash\nexec "{sys.executable}" -m dsakv "$@"\n')
+    command.chmod(0o755)
+    row = json.dumps({"input": "where is it?", "outputs": ["here"], "answer_prefix": ""}) + "\n"
+    (checkout / "rows.jsonl").write_text(row * 3)
+    options = "--limit 1 --ruler-data rows.jsonl --max-new-tokens 3 --device cpu --trace-out out"
+    variables = {"CKPT_PATH": str(small_checkpoint), "LIMIT": "2", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ran = call(checkout, "run_trace_ruler.sh", *options.split(), **variables)
+    assert ran.returncode == 0, ran.stderr
+    assert len((checkout / "out" / "requests.jsonl").read_text().splitlines()) == 1

@@ -1,7 +1,8 @@
-"""Truncation against cutting the list of tokens by hand."""
+"""Truncation against cutting the list of tokens by hand, of a text, of ranges and of a conversation."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsakv.tokenizer import Tokenizer, load_tokenizer, write_byte_tokenizer
-from dsakv.workloads.base import fit_prompt
+from dsakv.workloads.base import fit_messages, fit_prompt, fit_tokens
 
 Cut = Literal["head", "tail", "middle"]
 
@@ -63,3 +64,91 @@ def test_middle_keeps_the_ceil_half_first(tokenizer: Tokenizer) -> None:
     assert fitted is not None
     assert tokenizer.decode(fitted.token_ids) == "abcfg"
     assert fitted.spans == ((2, 5), (5, 7))
+
+
+def survivors(text: list[int], excess: int, cut: Cut) -> set[int]:
+    """Which of these token numbers stay when ``excess`` of them, at least one fewer than all, go."""
+    keep = len(text) - excess
+    first_half = (keep + 1) // 2
+    return {
+        "head": set(text[excess:]),
+        "tail": set(text[:keep]),
+        "middle": set(text[:first_half]) | set(text[len(text) - (keep - first_half) :]),
+    }[cut]
+
+
+@given(
+    parts=st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=1, max_size=8),
+    excess=st.integers(0, 12),
+    cut=st.sampled_from(["head", "tail", "middle"]),
+)
+def test_ranges_are_cut_as_one_text(parts: list[tuple[bool, int]], excess: int, cut: Cut) -> None:
+    ranges: list[tuple[int, int]] = []
+    owned: list[int] = []
+    n = 0
+    for is_text, length in parts:
+        if is_text:
+            ranges.append((n, n + length))
+            owned += range(n, n + length)
+        n += length
+    ids = [1000 + i for i in range(n)]
+    excess = min(excess, n)
+    fitted = fit_tokens(ids, ranges, n - excess, cut)
+    if excess and excess >= len(owned):
+        assert fitted is None
+        return
+    assert fitted is not None
+    stay = (set(range(n)) - set(owned)) | survivors(owned, excess, cut)
+    assert fitted[0] == [ids[i] for i in range(n) if i in stay]
+    gone = [i for begin, end in fitted[1] for i in range(begin, end)]
+    assert gone == [i for i in range(n) if i not in stay]
+
+
+ROLES = {"user": 258, "assistant": 259}
+
+
+@given(
+    contents=st.lists(st.text("ab\u00e9\u5b57 <|>", min_size=1, max_size=9), min_size=1, max_size=5),
+    limit=st.integers(0, 60),
+    cut=st.sampled_from(["head", "tail", "middle"]),
+)
+def test_conversations(tokenizer: Tokenizer, contents: list[str], limit: int, cut: Cut) -> None:
+    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
+    ids = [256]
+    ranges: list[tuple[int, int]] = []
+    owned: list[int] = []
+    for message in messages:
+        ids.append(ROLES[message["role"]])
+        begin = len(ids)
+        ids += message["content"].encode()
+        ranges.append((begin, len(ids)))
+        owned += range(begin, len(ids))
+        ids += [257] * (message["role"] == "assistant")
+    ids.append(259)
+
+    encoded = tokenizer.encode_messages_with_contents(messages)
+    assert (encoded.ids, encoded.contents) == (ids, ranges)
+    assert tokenizer.encode_messages(messages) == ids
+
+    fitted = fit_messages(tokenizer, messages, limit, cut)
+    excess = max(0, len(ids) - limit)
+    if excess >= len(owned):
+        assert fitted is None
+        return
+    assert fitted is not None
+    stay = (set(range(len(ids))) - set(owned)) | survivors(owned, excess, cut)
+    assert fitted.token_ids == [token for i, token in enumerate(ids) if i in stay]
+    assert fitted.truncated_tokens == excess
+
+
+def test_a_template_that_rewrites_contents_leaves_nothing_to_cut(tmp_path: Path) -> None:
+    write_byte_tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content | upper }}{% endfor %}")
+    tokenizer = load_tokenizer(tmp_path)
+    messages = [{"role": "user", "content": "abc"}]
+    encoded = tokenizer.encode_messages_with_contents(messages)
+    assert (bytes(encoded.ids), encoded.contents) == (b"ABC", [])
+    assert fit_messages(tokenizer, messages, 2, "tail") is None
+    whole = fit_messages(tokenizer, messages, 3, "tail")
+    assert whole is not None
+    assert (bytes(whole.token_ids), whole.truncated_tokens) == (b"ABC", 0)
