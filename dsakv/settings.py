@@ -154,6 +154,8 @@ def _decode(key: Key, given: Any, place: str, *, text: bool = True) -> Any:
     """``given`` as a value of the key's type; strings are parsed where the layer holds text."""
     if isinstance(given, str) and not _is_unicode(given):
         raise InputError(f"{place} holds bytes that are no UTF-8", "name it with valid characters")
+    if isinstance(given, str) and "\0" in given:
+        raise InputError(f"{place} holds a NUL character", "no path or name can have one")
     value: Any = given
     parse = text and isinstance(given, str)
     if parse and isinstance(key.kind, inspect.VarTupleType):
@@ -204,7 +206,7 @@ def _from_preset(path: Path, table: Mapping[str, Key]) -> dict[str, Any]:
         raise InputError(
             f"cannot read preset {path}: {error.strerror}", "give --preset a TOML file, such as one in configs/"
         ) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # the parser's own, and what it does not catch
         raise InputError(f"preset {path} is no TOML: {error}", "mend the file at this place") from error
     sections = {key.section for key in table.values()}
     values = {}

@@ -6,6 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+LONGEST_SLEEP = 3600.0
+"""Seconds; systems refuse sleeps of millennia."""
+
 
 class Clock(Protocol):
     """Seconds since the run began; a run that is gone on with starts later than at 0."""
@@ -33,12 +36,14 @@ class VirtualClock:
         self._ticks = ticks
         self._begin = ticks() - start
         self._paused: float | None = None
+        self._reached = start  # rounding must not put the clock back behind a time that it jumped to
 
     def now(self) -> float:
-        return (self._ticks() if self._paused is None else self._paused) - self._begin
+        return max(self._reached, (self._ticks() if self._paused is None else self._paused) - self._begin)
 
     def wait_until(self, seconds: float) -> None:
         self._begin -= max(0.0, seconds - self.now())
+        self._reached = max(self._reached, seconds)
 
     def pause(self) -> None:
         self._paused = self._ticks()
@@ -66,7 +71,7 @@ class WallClock:
 
     def wait_until(self, seconds: float) -> None:
         while (left := seconds - self.now()) > 0:
-            self._sleep(left)
+            self._sleep(min(left, LONGEST_SLEEP))
 
     def pause(self) -> None: ...
 

@@ -64,11 +64,11 @@ class Engine:
                 )
 
     def run(self, requests: Iterable[Request], clock: Clock | None = None) -> Iterator[Step]:
-        """Yield the steps that complete ``requests``, each admitted after its arrival and in that order.
+        """The steps that complete ``requests``, each admitted after its arrival and in that order.
 
         The KV cache is sized for them, so all are known at the start. Steps are numbered on from those of earlier
-        runs. Times are told by ``clock``, a :class:`VirtualClock` by default. Raises InputError as ``check`` does,
-        before the first step.
+        runs. Times are told by ``clock``, a :class:`VirtualClock` by default, from the first step on. Raises, before
+        any step is asked for, InputError as ``check`` does and DsakvError where there is no room for the KV cache.
         """
         waiting = list(requests)
         self.check(waiting)
@@ -88,6 +88,11 @@ class Engine:
         clock = clock or VirtualClock()
         clients = Clients(waiting, options.max_concurrency)
         scheduler = Scheduler(clients, BlockManager(n_blocks), options, self.model.device)
+        clock.pause()
+        return self._serve(scheduler, cache, clock)
+
+    def _serve(self, scheduler: Scheduler, cache: PagedCache, clock: Clock) -> Iterator[Step]:
+        clock.resume()
         while not scheduler.done:
             if (arrival := scheduler.idle_until) is not None:
                 clock.wait_until(arrival)

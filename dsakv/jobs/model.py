@@ -75,8 +75,8 @@ class LoadedModel:
 def cache_home(environ: dict[str, str] | os._Environ[str] = os.environ) -> Path:
     """The folder for what dsakv makes or downloads once: ``DSAKV_HOME``, else ``dsakv`` in the user's cache."""
     if home := environ.get("DSAKV_HOME"):
-        return Path(home).expanduser()
-    return Path(environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dsakv"
+        return Path(os.path.expanduser(home))
+    return Path(os.path.expanduser(environ.get("XDG_CACHE_HOME") or "~/.cache")) / "dsakv"
 
 
 def load_model(config: ModelConfig) -> LoadedModel:
@@ -103,7 +103,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
                 "set DSAKV_HOME to a writable folder with 30 MB free",
             ) from error
     else:
-        directory = Path(config.ckpt_path).expanduser()
+        directory = Path(os.path.expanduser(config.ckpt_path))
         if not directory.is_dir():
             raise InputError(f"no checkpoint at {directory}", "--ckpt-path names a directory of safetensors files")
     config_path = _find_config(config.config) if config.config else directory / "config.json"
@@ -159,7 +159,7 @@ def _device(name: str) -> torch.device:
 def _find_config(name: str) -> Path:
     """A path as given, else a file of ``configs/`` here or beside the package, with or without ``.json``."""
     folders = [Path("configs"), Path(dsakv.__file__).parent.parent / "configs"]
-    candidates = [Path(name).expanduser()]
+    candidates = [Path(os.path.expanduser(name))]
     if candidates[0].name == name:
         candidates += [folder / file for folder in folders for file in (name, f"{name}.json")]
     for path in candidates:

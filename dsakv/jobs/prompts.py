@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ def read_prompts(config: Config) -> list[Prompt]:
     """
     if config.generate.prompt is not None:
         return [Prompt("--prompt", PromptLine(prompt=config.generate.prompt))]
-    path = Path(str(config.generate.input_file)).expanduser()
+    path = Path(os.path.expanduser(str(config.generate.input_file)))
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

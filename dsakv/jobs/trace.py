@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from hashlib import blake2b
 from typing import Any
 
+import numpy as np
 import orjson
 from rich import filesize
 
 from dsakv.config import Config
 from dsakv.console import Console
 from dsakv.engine.clock import VirtualClock, WallClock
-from dsakv.engine.engine import Engine
 from dsakv.errors import InputError
 from dsakv.jobs.model import LoadedModel, load_model
 from dsakv.jobs.run import announce, how_to_analyze, inputs, make_engine, prefix_facts
 from dsakv.report.run_summary import Speed, render_run
-from dsakv.request import Completion, Request
+from dsakv.request import Completion, Request, Step
 from dsakv.settings import resolved_json
 from dsakv.tokenizer import Tokenizer
 from dsakv.trace.files import read_lines
@@ -54,15 +55,19 @@ def trace(name: str, config: Config, console: Console) -> RunDir:
     engine = make_engine(config, loaded, record=True)
     engine.check(requests)
     _say_size(requests, config, loaded, console)
-    if config.trace.resume:
-        facts = {"dataset": name, "model": loaded.describe(), "inputs": counts}
-        run = RunDir.resume(config.trace.out, block_size, stored, **facts)
-    else:
-        run = RunDir.create(config.trace.out, name, block_size, stored)
-    run.write_meta(dataset=name, model=loaded.describe(), seed=config.engine.seed, options=config.trace, inputs=counts)
-    summary, speed = _record(engine, run, workload, requests, counts, config, loaded, console)
+    model = loaded.describe()
+    facts: dict[str, Any] = {"dataset": name, "model": model, "inputs": counts, "requests_digest": _digest(requests)}
+    resumed = RunDir.resume(config.trace.out, block_size, stored, **facts) if config.trace.resume else None
+    waiting = requests if resumed is None else [r for r in requests if r.request_id not in resumed.finished]
+    start = 0.0 if resumed is None else last_token_s(resumed.requests_path)
+    clock = (WallClock if config.serving.clock == "wall" else VirtualClock)(start)
+    steps = engine.run(waiting, clock)  # the KV cache finds its room before there is a folder
+    run = resumed or RunDir.create(config.trace.out, name, block_size, stored)
+    run.write_meta(**facts, seed=config.engine.seed, options=config.trace)
+    console.info(f"tracing into {run.path}: {len(waiting)} of {len(requests)} requests to run")
+    summary, speed = _record(steps, run, workload, requests, waiting, counts, config, loaded, console)
     scores = _scores(run, workload.score_groups)
-    console.print_table(render_run(run.trace_dir, summary, scores, speed, loaded.describe(), config.serving.clock))
+    console.print_table(render_run(run.trace_dir, summary, scores, speed, model, config.serving.clock))
     if not summary["unique_blocks"]["count"]:
         console.warn("nothing was recorded: a request of one new token has no decode step")
     elif config.trace.store_token_pos:
@@ -128,19 +133,18 @@ def _say_size(requests: list[Request], config: Config, loaded: LoadedModel, cons
 
 
 def _record(
-    engine: Engine,
+    steps: Iterator[Step],
     run: RunDir,
     workload: Workload,
     requests: list[Request],
+    waiting: list[Request],
     counts: dict[str, Any],
     config: Config,
     loaded: LoadedModel,
     console: Console,
 ) -> tuple[dict[str, Any], Speed]:
-    """Run what is not finished yet and write its trace; returns the summary and the speed."""
-    waiting = [request for request in requests if request.request_id not in run.finished]
+    """Write the trace of ``waiting``, those of the requests that are not finished yet; returns summary and speed."""
     by_id = {request.request_id: request for request in waiting}
-    console.info(f"tracing into {run.path}: {len(waiting)} of {len(requests)} requests to run")
 
     def text(completion: Completion) -> str:
         return loaded.tokenizer.decode(completion.token_ids)
@@ -153,7 +157,6 @@ def _record(
         return len(request.prompt_token_ids) + request.max_new_tokens - (request.forced_token_ids is not None)
 
     speed = Speed()
-    clock = (WallClock if config.serving.clock == "wall" else VirtualClock)(last_token_s(run.requests_path))
     with (
         TraceWriter(
             run,
@@ -167,7 +170,7 @@ def _record(
         ) as writer,
         console.progress(sum(map(work, waiting)), "tracing", "tokens") as advance,
     ):
-        for step in engine.run(waiting, clock):
+        for step in steps:
             writer.write(step)
             speed.add(step)
             # What no step has to compute: tokens found in the cache, and those behind an end of sequence.
@@ -176,6 +179,16 @@ def _record(
             )
             advance(step.prompt_tokens + len(step.new_tokens) + spared)
     return writer.summary(), speed
+
+
+def _digest(requests: list[Request]) -> str:
+    """Tells whether requests are the same: prompts, known answers, new tokens and arrivals, in hex."""
+    digest = blake2b(digest_size=16)
+    for request in requests:
+        facts = (len(request.prompt_token_ids), request.max_new_tokens, request.arrival_s, request.forced_token_ids)
+        digest.update(repr(facts).encode())
+        digest.update(np.asarray(request.prompt_token_ids, dtype="<u4").tobytes())
+    return digest.hexdigest()
 
 
 def _scores(run: RunDir, groups: Sequence[str]) -> dict[str, list[float]]:

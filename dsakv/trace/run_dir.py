@@ -106,8 +106,14 @@ class RunDir:
         _same_config(path, stored, orjson.loads(config_json))
         for meta_path in path.glob("block*/run_meta.json"):
             meta = orjson.loads(meta_path.read_bytes())
+            digests = {source["requests_digest"] for source in (meta, facts) if "requests_digest" in source}
+            if len(digests) > 1:  # older runs have none
+                raise InputError(
+                    f"the run in {path} was begun with other requests: the data has changed",
+                    "give it what it began with, or start a new run in another --trace-out",
+                )
             for name, value in facts.items():
-                if meta.get(name) != value:
+                if name != "requests_digest" and meta.get(name) != value:
                     raise InputError(
                         f"the run in {path} has another {name}: {_shown(meta.get(name))}, now {_shown(value)}",
                         "start a new run in another --trace-out",
@@ -145,13 +151,15 @@ class RunDir:
         seed: int,
         options: TraceConfig,
         inputs: dict[str, Any],
+        requests_digest: str | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         """Write ``run_meta.json``; a resumed run keeps the one that it has.
 
         ``model`` describes the model: name, whether its weights are random, layers, top-k, KV bytes a token and
-        layer. ``inputs`` is ``{"kept": n, "truncated": n, "dropped": {reason: n}}``.
+        layer. ``inputs`` is ``{"kept": n, "truncated": n, "dropped": {reason: n}}``. ``requests_digest`` tells whether
+        requests are the same when the run goes on.
 
         Raises:
             DsakvError: the disk is full or not writable.
@@ -172,6 +180,8 @@ class RunDir:
             "trace": msgspec.to_builtins(options),
             "inputs": inputs,
         }
+        if requests_digest is not None:
+            meta["requests_digest"] = requests_digest
         try:
             write_json(path, meta)
         except OSError as error:

@@ -31,6 +31,7 @@ META: Fields = {
     "trace": (dict,),
     "inputs": (dict,),
 }
+META_OPTIONAL: Fields = {"requests_digest": (str,)}
 RECORD: Fields = {
     "event": (str,),
     "request_id": (int,),

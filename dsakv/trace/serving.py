@@ -35,22 +35,23 @@ class _Line(msgspec.Struct):
 def serving(requests_path: Path) -> dict[str, Any]:
     """Summary of all finished requests.
 
-    ``requests``, ``forced`` of them with known answers, so that nothing was served; ``duration_s`` from the first
-    arrival to the last token; ``requests_per_s``, ``output_tokens_per_s`` and ``total_tokens_per_s`` (prompts
-    included) over this time, None where it is 0; ``prompt_tokens``, ``cached_tokens`` (of the prompts, reused from
-    the prefix cache), ``output_tokens``; and ``p50, p95, p99, max`` of each of ``SPANS``, nearest-rank, None
-    without values.
+    ``requests``, ``forced`` of them with known answers, which are read and not served: the rates are None then, and
+    times are those of the others; ``duration_s`` from the first arrival to the last token; ``requests_per_s``,
+    ``output_tokens_per_s`` and ``total_tokens_per_s`` (prompts included) over this time, None where it is 0;
+    ``prompt_tokens``, ``cached_tokens`` (of the prompts, reused from the prefix cache), ``output_tokens``; and
+    ``p50, p95, p99, max`` of each of ``SPANS``, nearest-rank, None without values.
 
     Raises:
         InputError: a damaged line.
     """
     lines = _lines(requests_path)
+    served = [line for line in lines if not line.forced]
     prompt, output = sum(line.prompt_tokens for line in lines), sum(line.completion_tokens for line in lines)
     begin = min((line.arrival_ms for line in lines), default=0.0)
     seconds = (_end_ms(lines) - begin) / 1e3
 
     def a_second(count: int) -> float | None:
-        return count / seconds if seconds > 0 else None
+        return count / seconds if seconds > 0 and len(served) == len(lines) else None
 
     return {
         "requests": len(lines),
@@ -62,7 +63,7 @@ def serving(requests_path: Path) -> dict[str, Any]:
         "prompt_tokens": prompt,
         "cached_tokens": sum(line.cached_tokens for line in lines),
         "output_tokens": output,
-        **{name: _quantiles([getattr(line, name) for line in lines]) for name in SPANS},
+        **{name: _quantiles([getattr(line, name) for line in served]) for name in SPANS},
     }
 
 

@@ -55,7 +55,7 @@ class _Validator:
     def __init__(self, trace_dir: Path) -> None:
         self.report = Report(trace_dir)
         meta = trace_dir / "run_meta.json"
-        self.meta = schema.parse(str(meta), meta.read_bytes(), schema.META)
+        self.meta = schema.parse(str(meta), meta.read_bytes(), schema.META, schema.META_OPTIONAL)
         self.options: dict[str, Any] = self.meta["trace"]
         self.block_size: int = self.meta["block_size_tokens"]
         self.requests: dict[int, dict[str, Any]] = {}

@@ -18,6 +18,8 @@ from dsakv.config import ServingConfig
 from dsakv.errors import InputError
 from dsakv.request import Request
 
+LATEST = 1e9
+"""Seconds: some thirty years, up to which a clock tells microseconds apart."""
 RATED = ("poisson", "gamma", "constant")
 """Processes that are made up from a rate."""
 
@@ -26,7 +28,7 @@ def arrange(requests: Sequence[Request], config: ServingConfig, seed: int) -> li
     """The requests with ``arrival_s`` set, in the order of arrival (stable), numbered anew from 0.
 
     Raises InputError where the process lacks what it needs (times of all requests, a rate), where an option would do
-    nothing, and where a time is negative or not finite.
+    nothing, and where a time is negative or beyond ``LATEST``.
     """
     if not requests:
         return []
@@ -38,9 +40,10 @@ def arrange(requests: Sequence[Request], config: ServingConfig, seed: int) -> li
         times = np.array([request.arrival_s for request in requests], np.float64) * config.time_scale
     else:
         times = np.zeros(len(requests))
-    if not (np.isfinite(times) & (times >= 0)).all():
+    if not ((times >= 0) & (times <= LATEST)).all():  # neither is a time that is no number
         raise InputError(
-            "an arrival time is negative or not finite", "check the times of the workload, --request-rate, --burstiness"
+            f"an arrival time is negative, or more than {LATEST:.0e} s after the first",
+            "check the times of the workload, --time-scale, --request-rate and --burstiness",
         )
     order = np.argsort(times, kind="stable").tolist()
     return [replace(requests[i], request_id=new, arrival_s=float(times[i])) for new, i in enumerate(order)]

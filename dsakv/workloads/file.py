@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -48,7 +49,7 @@ class FileRequests:
         hint = "dsakv trace file PATH reads JSON lines with prompt, messages or prompt_token_ids"
         if config.file.path is None:
             raise InputError("no file is named", hint)
-        path = Path(config.file.path).expanduser()
+        path = Path(os.path.expanduser(config.file.path))
         if not path.is_file():
             raise InputError(f"no such file: {path}", hint)
         requests = cls(

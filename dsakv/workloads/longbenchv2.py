@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -149,7 +150,7 @@ def chosen(text: str) -> str | None:
 
 def _find(given: str | None) -> Path:
     """The file named, else what was fetched, else the hub's."""
-    path = Path(given).expanduser() if given is not None else fetched_file(FETCHED, "longbenchv2_train")
+    path = Path(os.path.expanduser(given)) if given is not None else fetched_file(FETCHED, "longbenchv2_train")
     if path is None:
         return from_hub(sources.LONGBENCH_V2, FETCHED, "--longbenchv2-data")
     if not path.is_file():

@@ -6,6 +6,7 @@ messages are empty. What comes out is ``system``, ``user`` and ``assistant`` mes
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -88,9 +89,10 @@ class ShareGPT:
                 except InputError:  # of this conversation: that there is a template was seen to
                     self.dropped["refused by the chat template"] += 1
                     continue
-                if fitted is None:
-                    self.dropped["no room beside the chat template, or one that rewrites messages"] += 1
-                    continue
+                if fitted is None:  # nor is there for the turns that follow
+                    later = len(chosen) - chosen.index(i)
+                    self.dropped["no room beside the chat template, or one that rewrites messages"] += later
+                    break
                 yield Request(
                     request_id=number,
                     prompt_token_ids=fitted.token_ids,
@@ -162,7 +164,7 @@ def _source(config: Config) -> Callable[[], Iterator[Row]]:
     """Where the conversations are: the file named, else what was fetched, else the hub."""
     chosen = config.sharegpt
     if chosen.json is not None:
-        path: Path | None = Path(chosen.json).expanduser()
+        path: Path | None = Path(os.path.expanduser(chosen.json))
     elif chosen.dataset == sources.SHAREGPT.repo:
         path = fetched_file(FETCHED, "sharegpt_train")
     else:

@@ -84,7 +84,7 @@ def test_a_batch_waits_for_the_one_before_it() -> None:
 def test_a_batch_takes_who_has_come_and_does_not_wait_for_others() -> None:
     requests = [request(0, 0.0), request(1, 0.2), request(2, 1000.0)]
     _, done = serve(requests, batch_size=2, admission="batch")
-    assert begins(done)[0] <= 1.5
+    assert begins(done)[0] <= 2
     assert 0 < done[1].queue_ms / 1e3 < 10
     assert begins(done)[2] >= 1000.0
     assert done[2].queue_ms / 1e3 < 2  # the clock jumped there

@@ -26,6 +26,29 @@ def test_a_virtual_clock_jumps_and_stands_still_while_paused() -> None:
     assert time.seconds == 103  # nobody waited
 
 
+def test_a_jump_arrives_whatever_is_rounded() -> None:
+    for begin in (0.1, 12345.678, 1e9 / 3):
+        for target in (1e-9, 1 / 3, 1e9 - 1e-7, 1e15 / 7):
+            time = FakeTime()
+            time.seconds = begin
+            clock = VirtualClock(ticks=time)
+            clock.wait_until(target)
+            assert clock.now() >= target
+
+
+def test_no_sleep_is_longer_than_systems_take() -> None:
+    time = FakeTime()
+    naps: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        time.sleep(seconds)
+
+    WallClock(ticks=time, sleep=sleep).wait_until(10_000)
+    assert max(naps) == 3600
+    assert sum(naps) == 10_000
+
+
 def test_a_clock_may_start_later() -> None:
     time = FakeTime()
     for clock in (VirtualClock(40, time), WallClock(40, time, time.sleep)):

@@ -145,9 +145,8 @@ def test_the_recorded_tail_is_what_token_by_token_prefill_selects(model: Model, 
 def test_bad_requests_are_refused_before_the_first_step(
     model: Model, ids: list[int], new_tokens: int, message: str
 ) -> None:
-    steps = Engine(model, EngineOptions()).run([Request(0, [1, 2], 2), Request(1, ids, new_tokens)])
     with pytest.raises(InputError, match=message):
-        next(steps)
+        Engine(model, EngineOptions()).run([Request(0, [1, 2], 2), Request(1, ids, new_tokens)])
 
 
 def test_the_longest_sequence_fits_exactly(model: Model) -> None:

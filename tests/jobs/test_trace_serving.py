@@ -56,7 +56,10 @@ def test_forced_records_are_those_of_decoding_the_known_answer(
         assert record["selected_token_pos"] == columns.positions[layer, b, : columns.counts[b]].tolist()
         assert record["seq_len_current"] == columns.seq_len[b]
         assert record["prefix"]["prefix_cached_blocks"] == log[request_id]["prefix_cached_blocks"]
-    assert summary(out)["serving"]["tpot_ms"] == {"p50": None, "p95": None, "p99": None, "max": None}
+    served = summary(out)["serving"]
+    assert (served["forced"], served["requests_per_s"], served["total_tokens_per_s"]) == (5, None, None)
+    for name in ("queue_ms", "ttft_ms", "tpot_ms", "latency_ms"):
+        assert served[name] == {"p50": None, "p95": None, "p99": None, "max": None}
 
 
 def test_the_prefix_cache_saves_prefill_and_changes_no_token(
@@ -148,3 +151,36 @@ def test_an_unfinished_run_is_analyzed_with_a_warning(
     (out / "requests.jsonl").write_text("".join(log[:5]))
     assert run(analyze) == 0
     assert "the run is unfinished: 5 of its 8 requests are complete" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_only_with_the_requests_it_began_with(
+    stopping: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = tmp_path / "own.jsonl", tmp_path / "run"
+    path.write_text("".join(json.dumps({"prompt": f"question {i}"}) + "\n" for i in range(3)))
+    base = ["trace", "file", str(path), "--ckpt-path", str(stopping), "--device", "cpu", "--max-new-tokens", "3"]
+    assert run([*base, "--trace-out", str(out)]) == 0
+    assert run([*base, "--trace-out", str(out), "--resume"]) == 0
+    path.write_text(path.read_text().replace("question 1", "question 7"))
+    capsys.readouterr()
+    assert run([*base, "--trace-out", str(out), "--resume"]) == 2
+    assert "was begun with other requests: the data has changed" in capsys.readouterr().err
+
+
+def test_a_cache_without_room_leaves_no_run(
+    stopping: Path, ruler: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert run(command(stopping, ruler, out, *OPTIONS, "--kv-blocks", str(2**31 - 1))) == 1
+    assert "no room on cpu for a KV cache of" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("clock", ["virtual", "wall"])
+def test_arrivals_of_another_age_are_refused(
+    stopping: Path, ruler: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], clock: str
+) -> None:
+    options = ["--arrival", "constant", "--request-rate", "1e-12", "--clock", clock]
+    assert run(command(stopping, ruler, tmp_path / "run", *OPTIONS, *options)) == 2
+    assert "more than 1e+09 s after the first" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -90,10 +90,10 @@ def test_the_seed_decides() -> None:
         ((None,), process("auto", burstiness=0.5), "--burstiness does nothing"),
         ((None,), process("auto", time_scale=0.5), r"--time-scale does nothing with --arrival auto \(all-at-once"),
         ((1.0,), process("constant", request_rate=1.0, time_scale=0.5), "--time-scale does nothing"),
-        ((1.0, float("nan")), process("trace"), "negative or not finite"),
-        ((-1.0,), process("trace"), "negative or not finite"),
-        ((None,) * 3, process("constant", request_rate=1e-320), "negative or not finite"),
-        ((None,) * 99, process("gamma", request_rate=1e-308, burstiness=1e-6), "negative or not finite"),
+        ((1.0, float("nan")), process("trace"), "arrival time is negative"),
+        ((-1.0,), process("trace"), "arrival time is negative"),
+        ((None,) * 3, process("constant", request_rate=1e-320), "arrival time is negative"),
+        ((None,) * 99, process("gamma", request_rate=1e-308, burstiness=1e-6), "arrival time is negative"),
     ],
 )
 def test_bad_options_and_times(times: tuple[float | None, ...], config: ServingConfig, message: str) -> None:

@@ -39,6 +39,11 @@ FILE = "file in"
 CASES = [
     Case("file", None, "no file is named"),
     Case(FILE, None, "no such file: in"),
+    Case("file ~nobodyhere/in", None, "no such file: ~nobodyhere/in"),
+    Case("sharegpt --sharegpt-json ~nobodyhere/in", None, "no such file: ~nobodyhere/in"),
+    Case(f"{FILE} --preset in", "a=" + "[" * 5000, "preset in is no TOML"),
+    Case(f"{FILE} --preset in", "[serving]\nkv_blocks=" + "9" * 5000, "preset in is no TOML"),
+    Case(f"{FILE} --preset in", '[burstgpt]\ncsv = "a\\u0000b"', "[burstgpt] csv holds a NUL character"),
     Case(SHAREGPT, None, "no such file: in"),
     Case("sharegpt --sharegpt-json model", None, "no such file: model"),
     Case(f"{SHAREGPT} --sharegpt-turn-mode every", "", "--sharegpt-turn-mode must be "),
