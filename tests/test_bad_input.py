@@ -297,7 +297,7 @@ RULERS = {
     "too short a context": Case(f"{RULER} --tasks vt --context-length 256", 2, "256 tokens is too short"),
     "no data": Case(f"{RULER} --ruler-data none", 2, "no such file or directory: none"),
     "data without rows": Case(f"{RULER} --ruler-data model", 2, "no .jsonl file under model"),
-    "empty data": Case(TRACE, 2, "no prompt is left to run (the workload has none)", put("rows.jsonl", "\n")),
+    "empty data": Case(TRACE, 2, "rows.jsonl is empty", put("rows.jsonl", "\n")),
     **{
         f"row {row}": Case(TRACE, 2, f"rows.jsonl:2: {message}", put("rows.jsonl", ROW + row + "\n" + ROW))
         for row, message in [

@@ -48,7 +48,7 @@ def read_prompts(config: Config) -> list[Prompt]:
 
 
 def _parse(text: str, place: str) -> Prompt:
-    line = parse_line(place, text, PromptLine)
+    line = parse_line(place, text.encode(), PromptLine)
     return Prompt(place, line, "" if line.request_id is None else str(line.request_id))
 
 

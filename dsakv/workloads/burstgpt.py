@@ -23,7 +23,8 @@ from dsakv.errors import InputError
 from dsakv.request import Request
 from dsakv.tokenizer import Tokenizer
 from dsakv.workloads.corpus import Corpus, CorpusText, load_text
-from dsakv.workloads.load import Load, Row, failure
+from dsakv.workloads.load import Load, Row
+from dsakv.workloads.rows import regular_file
 
 FETCHED = Path("data/burstgpt")
 """Where ``dsakv fetch-data burstgpt`` leaves the CSV files."""
@@ -89,9 +90,9 @@ class BurstGPT:
     @classmethod
     def from_config(cls, config: Config) -> BurstGPT:
         """Reads the trace and the corpus: what is wrong with them is told before a model is loaded."""
-        path = Path(config.burstgpt.csv) if config.burstgpt.csv is not None else _fetched()
+        path = _fetched() if config.burstgpt.csv is None else regular_file(config.burstgpt.csv, "--burstgpt-csv")
         return cls(
-            load=read_csv(path, config.workload.limit),
+            load=Load.read(path, read_csv(path), config.workload.limit),
             max_new_tokens_cap=config.workload.max_new_tokens_cap,
             seed=config.engine.seed,
             corpus=load_text(config.workload.corpus),
@@ -130,36 +131,25 @@ class BurstGPT:
             )
 
 
-def read_csv(path: Path, limit: int) -> Load:
-    """The first ``limit`` requests of a file, which is read no further; columns are found by their names.
+def read_csv(path: Path) -> Iterator[Row]:
+    """The rows of a file, one at a time; columns are found by their names.
 
     Raises InputError for a file that cannot be read or holds no such trace, naming ``file:line`` for a bad row.
     """
-    rows: list[Row] = []
-    dropped: Counter[str] = Counter()
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = csv.reader(file, strict=True)
             header = [name.strip() for name in next(lines, [])]
             columns = _columns(path, header)
             for values in lines:
-                if not values:
-                    continue
-                row = _row(f"{path}:{lines.line_num}", header, columns, values)
-                reason = failure(row.prompt_tokens, row.output_tokens)
-                if reason is None:
-                    rows.append(row)
-                    if len(rows) == limit:
-                        break
-                else:
-                    dropped[reason] += 1
+                if values:
+                    yield _row(f"{path}:{lines.line_num}", header, columns, values)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}", "check --burstgpt-csv") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8: {error.reason}", HINT) from error
     except csv.Error as error:
         raise InputError(f"{path}:{lines.line_num}: not CSV: {error}", HINT) from error
-    return Load.of(path, rows, dropped)
 
 
 def _columns(path: Path, header: list[str]) -> Columns:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from dsakv.errors import DsakvError, InputError
 from dsakv.tokenizer import Tokenizer
+from dsakv.workloads.rows import regular_file
 
 SMALLEST = 4096
 LARGEST = 1 << 26
@@ -88,7 +89,7 @@ def load_text(path: str | Path | None = None) -> CorpusText:
     if path is None:
         text, name = _reference(), f"Python {platform.python_version()} language reference"
     else:
-        text, name = _read(Path(path)), Path(path).name
+        text, name = _read(regular_file(path, "--corpus")), Path(path).name
     return CorpusText(text, f"{name} sha256:{sha256(text.encode()).hexdigest()[:12]}")
 
 

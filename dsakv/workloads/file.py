@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from dsakv.request import Request
 from dsakv.tokenizer import Tokenizer
 from dsakv.workloads.base import Cut, FittedPrompt, fit_messages, fit_prompt, fit_tokens, prompt_room
 from dsakv.workloads.prompt_lines import PromptLine, parse_line
-from dsakv.workloads.rows import json_rows
+from dsakv.workloads.rows import json_rows, regular_file
 
 
 class RequestLine(PromptLine, frozen=True, kw_only=True):
@@ -49,9 +48,7 @@ class FileRequests:
         hint = "dsakv trace file PATH reads JSON lines with prompt, messages or prompt_token_ids"
         if config.file.path is None:
             raise InputError("no file is named", hint)
-        path = Path(os.path.expanduser(config.file.path))
-        if not path.is_file():
-            raise InputError(f"no such file: {path}", hint)
+        path = regular_file(config.file.path, "PATH")
         requests = cls(
             path=path,
             limit=config.workload.limit,

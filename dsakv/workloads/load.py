@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,20 @@ class Load:
     dropped: Counter[str]
 
     @classmethod
-    def of(cls, path: Path, rows: list[Row], dropped: Counter[str]) -> Load:
-        """The rows of a file, in any order. Raises InputError where there are none."""
+    def read(cls, path: Path, given: Iterable[Row], limit: int) -> Load:
+        """The first ``limit`` rows of a file that are requests, in any order; no more are asked for.
+
+        Raises InputError where there are none.
+        """
+        rows: list[Row] = []
+        dropped: Counter[str] = Counter()
+        for row in given:
+            if row.output_tokens and row.prompt_tokens:
+                rows.append(row)
+                if len(rows) == limit:
+                    break
+            else:
+                dropped[NO_PROMPT if row.output_tokens else NO_ANSWER] += 1
         if not rows:
             reasons = "; ".join(f"{number} dropped: {reason}" for reason, number in dropped.items())
             raise InputError(f"{path} holds no request to run ({reasons or 'it has no rows'})", "give another trace")
@@ -51,10 +64,3 @@ class Load:
                 f"{longest} new tokens leave no room for a prompt: a sequence holds {max_seq_len} tokens",
                 "lower --max-new-tokens-cap or raise --max-seq-len",
             )
-
-
-def failure(prompt_tokens: int, output_tokens: int) -> str | None:
-    """Why a row is no request to run, if it is none."""
-    if output_tokens == 0:
-        return NO_ANSWER
-    return NO_PROMPT if prompt_tokens == 0 else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -15,10 +14,11 @@ import msgspec
 from dsakv.config import Config
 from dsakv.errors import InputError
 from dsakv.hub import sources
+from dsakv.hub.json_rows import BAD_JSON, json_fault
 from dsakv.request import Request
 from dsakv.tokenizer import Tokenizer
 from dsakv.workloads.base import Cut, fit_prompt, prompt_room
-from dsakv.workloads.rows import BAD_JSON, fetched_file, from_hub, json_rows
+from dsakv.workloads.rows import fetched_file, from_hub, json_rows, regular_file
 
 FETCHED = Path("data/longbenchv2")
 HINT = "a row has _id, domain, sub_domain, difficulty, length, question, choice_A to choice_D, answer and context"
@@ -108,7 +108,7 @@ class LongBenchV2:
             try:
                 item = msgspec.json.decode(raw, type=Item)
             except BAD_JSON as error:
-                raise InputError(f"{place}: no question of LongBench v2: {error}", HINT) from error
+                raise InputError(f"{place}: no question of LongBench v2: {json_fault(error, raw)}", HINT) from error
             text = item.prompt
             fitted = fit_prompt(tokenizer, text, room, self.truncate)
             if fitted is None:
@@ -150,9 +150,7 @@ def chosen(text: str) -> str | None:
 
 def _find(given: str | None) -> Path:
     """The file named, else what was fetched, else the hub's."""
-    path = Path(os.path.expanduser(given)) if given is not None else fetched_file(FETCHED, "longbenchv2_train")
-    if path is None:
-        return from_hub(sources.LONGBENCH_V2, FETCHED, "--longbenchv2-data")
-    if not path.is_file():
-        raise InputError(f"no such file: {path}", "--longbenchv2-data names LongBench v2 as JSON or JSONL")
-    return path
+    if given is not None:
+        return regular_file(given, "--longbenchv2-data")
+    fetched = fetched_file(FETCHED, "longbenchv2_train")
+    return from_hub(sources.LONGBENCH_V2, FETCHED, "--longbenchv2-data") if fetched is None else fetched

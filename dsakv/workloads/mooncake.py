@@ -11,23 +11,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
 from dsakv.config import LARGEST, Config
 from dsakv.errors import InputError
+from dsakv.hub.json_rows import BAD_JSON, json_fault
 from dsakv.request import Request
 from dsakv.tokenizer import Tokenizer
 from dsakv.workloads.corpus import Corpus, CorpusText, load_text
-from dsakv.workloads.load import Load, Row, failure
-from dsakv.workloads.rows import BAD_JSON
+from dsakv.workloads.load import Load, Row
+from dsakv.workloads.rows import json_rows, regular_file
 
 BLOCK = 512
 """Tokens of a hash id; the last one of a prompt may stand for fewer."""
+FLAG = "--mooncake-jsonl"
 HINT = "each line of a Mooncake trace is a JSON object with `timestamp`, `input_length`, `output_length`, `hash_ids`"
-_FromZero = Annotated[int, msgspec.Meta(ge=0)]
+_HashId = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 _Tokens = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
 _Time = Annotated[int, msgspec.Meta(ge=0, le=2**53)] | Annotated[float, msgspec.Meta(ge=0, le=2**53)]
 
@@ -37,7 +38,7 @@ class _Line(msgspec.Struct):
     """Milliseconds."""
     input_length: _Tokens
     output_length: _Tokens
-    hash_ids: list[_FromZero]
+    hash_ids: list[_HashId]
 
 
 @dataclass(slots=True)
@@ -61,8 +62,10 @@ class Mooncake:
                 "no Mooncake trace is given",
                 "name a .jsonl file of github.com/kvcache-ai/Mooncake with --mooncake-jsonl",
             )
+        path = regular_file(config.mooncake.jsonl, FLAG)
+        rows = (_row(place, line) for place, line in json_rows(path, FLAG))
         return cls(
-            load=read_jsonl(Path(config.mooncake.jsonl), config.workload.limit),
+            load=Load.read(path, rows, config.workload.limit),
             max_new_tokens_cap=config.workload.max_new_tokens_cap,
             seed=config.engine.seed,
             corpus=load_text(config.workload.corpus),
@@ -100,41 +103,16 @@ class Mooncake:
 
 
 def block(hash_id: int, corpus: Corpus, tokenizer: Tokenizer) -> list[int]:
-    """The ``BLOCK`` tokens of a hash id. They begin with its number, so no two ids have the same, however many."""
+    """The ``BLOCK`` tokens of a hash id. They begin with its number, so no two ids have the same."""
     number = tokenizer.encode(f"{hash_id}: ")
     return (number + corpus.window(hash_id, BLOCK))[:BLOCK]
 
 
-def read_jsonl(path: Path, limit: int) -> Load:
-    """The first ``limit`` requests of a file, which is read no further; empty lines are passed over.
-
-    Raises InputError for a file that cannot be read, naming ``file:line`` for a bad row.
-    """
-    rows: list[Row] = []
-    dropped: Counter[str] = Counter()
-    try:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                row = _row(f"{path}:{number}", line)
-                reason = failure(row.prompt_tokens, row.output_tokens)
-                if reason is None:
-                    rows.append(row)
-                    if len(rows) == limit:
-                        break
-                else:
-                    dropped[reason] += 1
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}", "check --mooncake-jsonl") from error
-    return Load.of(path, rows, dropped)
-
-
-def _row(place: str, line: bytes) -> Row:
+def _row(place: str, line: msgspec.Raw | bytes) -> Row:
     try:
         found = msgspec.json.decode(line, type=_Line)
     except BAD_JSON as error:
-        raise InputError(f"{place}: not a row of a Mooncake trace: {error}", HINT) from error
+        raise InputError(f"{place}: not a row of a Mooncake trace: {json_fault(error, line)}", HINT) from error
     blocks = -(-found.input_length // BLOCK)
     if len(found.hash_ids) != blocks:
         raise InputError(

@@ -8,8 +8,8 @@ import msgspec
 from msgspec import Struct
 
 from dsakv.errors import InputError
+from dsakv.hub.json_rows import BAD_JSON, json_fault
 from dsakv.tokenizer import Tokenizer
-from dsakv.workloads.rows import BAD_JSON
 
 
 class Message(Struct, frozen=True):
@@ -38,13 +38,13 @@ Line = TypeVar("Line", bound=PromptLine)
 _PROMPTS = ("prompt", "messages", "prompt_token_ids")
 
 
-def parse_line(place: str, text: str | bytes, kind: type[Line]) -> Line:
+def parse_line(place: str, text: bytes, kind: type[Line]) -> Line:
     """A line at ``place``. Raises InputError where it is not what it should be, or its prompt is empty."""
     try:
         line = msgspec.json.decode(text, type=kind)
     except BAD_JSON as error:
         raise InputError(
-            f"{place}: {error}", "a line is a JSON object with prompt, messages or prompt_token_ids"
+            f"{place}: {json_fault(error, text)}", "a line is a JSON object with prompt, messages or prompt_token_ids"
         ) from error
     given = [name for name in _PROMPTS if getattr(line, name) is not None]
     if len(given) != 1:

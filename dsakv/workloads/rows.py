@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import mmap
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +11,9 @@ import msgspec
 from dsakv.console import Console
 from dsakv.errors import DsakvError, InputError
 from dsakv.hub.client import Source
+from dsakv.hub.json_rows import BAD_JSON, mapped_array
 
 BOM = b"\xef\xbb\xbf"
-BAD_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What decoding raises where it is no JSON of the type asked for, no UTF-8, or nested too deep."""
 Row = tuple[str, msgspec.Raw | bytes]
 """Where a row stands, and its JSON."""
 
@@ -29,7 +28,7 @@ def json_rows(path: Path, flag: str) -> Iterator[Row]:
     """
     hint = f"{flag} names a JSON array of objects, or a file of one object a line"
     try:
-        with path.open("rb") as file:
+        with regular_file(path, flag).open("rb") as file:
             begin = len(BOM) if file.read(len(BOM)) == BOM else 0
             file.seek(begin)
             while (first := file.read(1)).isspace():
@@ -42,15 +41,22 @@ def json_rows(path: Path, flag: str) -> Iterator[Row]:
                     if line.strip():
                         yield f"{path}:{number}", line
                 return
-            array = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            rows = mapped_array(file, begin)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}", f"check {flag}") from error
-    try:
-        rows = msgspec.json.decode(memoryview(array)[begin:], type=list[msgspec.Raw])
     except BAD_JSON as error:
         raise InputError(f"{path} is no JSON: {error}", f"is the file complete? {hint}") from error
     for index, row in enumerate(rows):
         yield f"{path}#{index}", row
+
+
+def regular_file(name: str | Path, flag: str) -> Path:
+    """The file that ``flag`` names, ``~`` expanded. Raises InputError where it is none, a pipe for example."""
+    path = Path(os.path.expanduser(name))
+    if not path.is_file():
+        what = f"{path} is no regular file" if path.exists() else f"no such file: {path}"
+        raise InputError(what, f"check {flag}, which names a file")
+    return path
 
 
 def from_hub(source: Source, folder: Path, flag: str) -> Path:

@@ -6,7 +6,6 @@ messages are empty. What comes out is ``system``, ``user`` and ``assistant`` mes
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,10 +18,11 @@ from dsakv.config import Config
 from dsakv.console import Console
 from dsakv.errors import InputError
 from dsakv.hub import sources
+from dsakv.hub.json_rows import BAD_JSON, json_fault
 from dsakv.request import Request
 from dsakv.tokenizer import Tokenizer
 from dsakv.workloads.base import Cut, fit_messages, prompt_room
-from dsakv.workloads.rows import BAD_JSON, Row, fetched_file, from_hub, json_rows
+from dsakv.workloads.rows import Row, fetched_file, from_hub, json_rows, regular_file
 
 ROLES = {
     **dict.fromkeys(("human", "user"), "user"),
@@ -118,7 +118,7 @@ def read_conversation(place: str, raw: msgspec.Raw | bytes) -> tuple[str, list[t
     try:
         row = msgspec.json.decode(raw)
     except BAD_JSON as error:
-        raise InputError(f"{place}: no JSON: {error}", HINT) from error
+        raise InputError(f"{place}: no JSON: {json_fault(error, raw)}", HINT) from error
     if not isinstance(row, dict):
         raise InputError(f"{place}: no object", HINT)
     listed = next((row[key] for key in ("conversations", "conversation", "messages", "items") if key in row), None)
@@ -164,15 +164,13 @@ def _source(config: Config) -> Callable[[], Iterator[Row]]:
     """Where the conversations are: the file named, else what was fetched, else the hub."""
     chosen = config.sharegpt
     if chosen.json is not None:
-        path: Path | None = Path(os.path.expanduser(chosen.json))
+        path: Path | None = regular_file(chosen.json, "--sharegpt-json")
     elif chosen.dataset == sources.SHAREGPT.repo:
         path = fetched_file(FETCHED, "sharegpt_train")
     else:
         return _streamed(chosen.dataset, chosen.split)
     if path is None:
         path = from_hub(sources.SHAREGPT, FETCHED, "--sharegpt-json")
-    elif not path.is_file():
-        raise InputError(f"no such file: {path}", "--sharegpt-json names a JSON or JSONL file of conversations")
     found = path
     return lambda: json_rows(found, "--sharegpt-json")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,8 +42,8 @@ def counts(input_length: object = 20, output_length: object = 3, timestamp: obje
 
 
 CASES = {
-    "burstgpt: no file": Case(BURST, "cannot read in: No such file or directory"),
-    "burstgpt: folder": Case(BURST.replace(" in ", " . "), "cannot read .: Is a directory"),
+    "burstgpt: no file": Case(BURST, "no such file: in"),
+    "burstgpt: folder": Case(BURST.replace(" in ", " . "), ". is no regular file"),
     "burstgpt: nothing given": Case(BURST.replace(" --burstgpt-csv in", ""), "no BurstGPT trace is given"),
     "burstgpt: empty": Case(BURST, "in is empty", ""),
     "burstgpt: other columns": Case(
@@ -72,9 +73,9 @@ CASES = {
     "azure: month 13": Case(
         BURST, "in:2: time data", "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-13-16 18:17:03.9,3,4\n"
     ),
-    "mooncake: no file": Case(MOON, "cannot read in: No such file or directory"),
+    "mooncake: no file": Case(MOON, "no such file: in"),
     "mooncake: nothing given": Case(MOON.replace(" --mooncake-jsonl in", ""), "no Mooncake trace is given"),
-    "mooncake: empty": Case(MOON, "in holds no request to run (it has no rows)", "\n"),
+    "mooncake: empty": Case(MOON, "in is empty", "\n"),
     "mooncake: failures alone": Case(MOON, "(1 dropped: failed in the trace", counts(output_length=0)),
     "mooncake: no JSON": moon("{hidden", "not a row of a Mooncake trace"),
     "mooncake: not UTF-8": Case(MOON, "in:1: not a row of a Mooncake trace", b'{"timestamp": "\xff"}'),
@@ -89,11 +90,11 @@ CASES = {
     "mooncake: negative id": moon(counts(ids=[-1]), "not a row of a Mooncake trace: Expected `int` >= 0"),
     "mooncake: few ids": moon(counts(input_length=513), "1 hash_ids for 513 tokens, which are 2 blocks"),
     "mooncake: many ids": moon(counts(ids=[0, 1]), "2 hash_ids for 20 tokens, which are 1 blocks"),
-    "corpus: no file": Case(f"{RULER} --corpus none", "cannot read the corpus none: No such file or directory"),
-    "corpus: folder": Case(f"{RULER} --corpus .", "cannot read the corpus .: Is a directory"),
+    "corpus: no file": Case(f"{RULER} --corpus none", "no such file: none"),
+    "corpus: folder": Case(f"{RULER} --corpus .", ". is no regular file"),
     "corpus: short": Case(f"{RULER} --corpus in", "the corpus in has only 5 characters", "short"),
     "corpus: no words": Case(f"{RULER} --corpus in", "has only 2 words", "x" * 3000 + " " + "y" * 3000),
-    "corpus: burstgpt": Case(f"{BURST} --corpus none", "cannot read the corpus none", HEADER + ROW),
+    "corpus: burstgpt": Case(f"{BURST} --corpus none", "no such file: none", HEADER + ROW),
     "corpus: mooncake": Case(f"{MOON} --corpus in", "the corpus in has only", LINE),
     "arrival: no rate": Case(f"{BURST} --arrival poisson", "--arrival poisson needs a rate", HEADER + ROW),
     "arrival: idle rate": Case(
@@ -119,4 +120,20 @@ def test_bad_input(
     assert message in error
     assert len(hint) > len("hint: ")
     assert not any("Traceback" in line for line in lines)
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("command", [BURST, MOON, f"{BURST} --corpus pipe", f"{RULER} --corpus pipe"])
+def test_a_pipe_is_no_file(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody writes into it: reading would never end."""
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    if "--corpus" in command:
+        Path("in").write_text(HEADER + ROW)
+    else:
+        command = command.replace(" in ", " pipe ")
+    assert run(command.split()) == 2
+    assert "error: pipe is no regular file" in capsys.readouterr().err
     assert not Path("out").exists()

@@ -87,7 +87,7 @@ def test_bad_files(tmp_path: Path, content: bytes, message: str, monkeypatch: py
         load_text(path)
     assert str(path) in error.value.message
     for unreadable in (tmp_path, tmp_path / "none"):
-        with pytest.raises(InputError, match="cannot read the corpus"):
+        with pytest.raises(InputError, match=r"no such file|is no regular file"):
             load_text(unreadable)
 
 

@@ -127,3 +127,11 @@ def test_the_limit_counts_requests_and_reading_stops_there(byte_tokenizer: Token
     rows = [row(0, 0, []), row(0, 5, [1]), row(1, 6, [2]), {"bad": 1}]
     found = workload(tmp_path / "m.jsonl", rows, limit=2)
     assert [len(request.prompt_token_ids) for request in found.requests(byte_tokenizer, 100)] == [5, 6]
+
+
+def test_a_byte_order_mark_is_passed_over(byte_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    plain = list(workload(path, [row(0, 600, [1, 2])]).requests(byte_tokenizer, 4096))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    config = Config(mooncake=MooncakeConfig(jsonl=str(path)))
+    assert list(build("mooncake", config).requests(byte_tokenizer, 4096)) == plain

@@ -9,7 +9,8 @@ from pathlib import Path
 import msgspec
 
 from dsakv.errors import InputError
-from dsakv.workloads.rows import BAD_JSON
+from dsakv.hub.json_rows import BAD_JSON, json_fault
+from dsakv.workloads.rows import json_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +63,16 @@ def read_items(task: str, file: Path) -> Iterator[Item]:
 
     Raises InputError naming ``file:line`` for a row that is no RULER row.
     """
-    try:
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield _item(task, file, number, line)
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}", "check --ruler-data") from error
+    for place, line in json_rows(file, "--ruler-data"):
+        yield _item(task, place, line)
 
 
-def _item(task: str, file: Path, number: int, line: bytes) -> Item:
-    place = f"{file}:{number}"
+def _item(task: str, place: str, line: msgspec.Raw | bytes) -> Item:
     hint = "a RULER row is one JSON object with `input` (text) and `outputs` (list of texts)"
     try:
         row = msgspec.json.decode(line, type=_Row)
     except BAD_JSON as error:
-        raise InputError(f"{place}: not a RULER row: {error}", hint) from error
+        raise InputError(f"{place}: not a RULER row: {json_fault(error, line)}", hint) from error
     gold = row.answer if row.outputs is None else row.outputs
     answers = (gold,) if isinstance(gold, str) else tuple(gold or ())
     if not answers or not all(answers):

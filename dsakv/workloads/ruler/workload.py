@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -48,7 +49,7 @@ class Ruler:
         workload = cls(
             tasks=config.ruler.tasks,
             context_length=config.ruler.context_length,
-            data=Path(config.ruler.data) if config.ruler.data is not None else None,
+            data=Path(os.path.expanduser(config.ruler.data)) if config.ruler.data is not None else None,
             limit=config.workload.limit,
             max_new_tokens=config.engine.max_new_tokens,
             truncate=config.workload.truncate,
