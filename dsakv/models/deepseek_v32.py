@@ -171,43 +171,6 @@ class DeepseekV32(nn.Module):
         return out.float()
 
 
-_HF_LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn.wq_a": "self_attn.q_a_proj",
-    "attn.q_norm": "self_attn.q_a_layernorm",
-    "attn.wq_b": "self_attn.q_b_proj",
-    "attn.wkv_a": "self_attn.kv_a_proj_with_mqa",
-    "attn.kv_norm": "self_attn.kv_a_layernorm",
-    "attn.wkv_b": "self_attn.kv_b_proj",
-    "attn.wo": "self_attn.o_proj",
-}
-_HF_MLP_NAMES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
-_HF_TOP_NAMES = {
-    "embed.weight": "model.embed_tokens.weight",
-    "norm.weight": "model.norm.weight",
-    "head.weight": "lm_head.weight",
-}
-
-
-def hf_name(name: str) -> str:
-    """The Hugging Face name of a parameter: ``layers.0.attn.wq_a.weight`` to ``model.layers.0.self_attn...``."""
-    if name in _HF_TOP_NAMES:
-        return _HF_TOP_NAMES[name]
-    _, layer, rest = name.split(".", 2)
-    stem, leaf = rest.rsplit(".", 1)
-    if stem == "ffn.gate" and leaf == "bias":
-        leaf = "e_score_correction_bias"
-    if stem in _HF_LAYER_NAMES:
-        stem = _HF_LAYER_NAMES[stem]
-    elif stem.startswith("attn.indexer."):
-        stem = stem.replace("attn.", "self_attn.", 1)
-    else:
-        parts = stem.replace("ffn", "mlp", 1).split(".")
-        stem = ".".join([*parts[:-1], _HF_MLP_NAMES.get(parts[-1], parts[-1])])
-    return f"model.layers.{layer}.{stem}.{leaf}"
-
-
 def unused_tensors(shape: DsaShape, names: set[str]) -> set[str]:
     """Stored tensors that have no part in decoding: the multi-token-prediction layer and RoPE tables."""
     unused = {name for name in names if name.endswith("rotary_emb.inv_freq")}

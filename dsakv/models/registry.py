@@ -11,6 +11,7 @@ from torch import nn
 
 from dsakv.errors import InputError
 from dsakv.models import deepseek_v32, glm_moe_dsa
+from dsakv.models.deepseek_v32_names import hf_name
 from dsakv.models.deepseek_v32_shape import parse_shape
 from dsakv.models.dsa_shape import DsaShape
 
@@ -26,10 +27,8 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
-    "deepseek_v32": Family(parse_shape, deepseek_v32.DeepseekV32, deepseek_v32.hf_name, deepseek_v32.unused_tensors),
-    "glm_moe_dsa": Family(
-        glm_moe_dsa.parse_shape, deepseek_v32.DeepseekV32, deepseek_v32.hf_name, glm_moe_dsa.unused_tensors
-    ),
+    "deepseek_v32": Family(parse_shape, deepseek_v32.DeepseekV32, hf_name, deepseek_v32.unused_tensors),
+    "glm_moe_dsa": Family(glm_moe_dsa.parse_shape, deepseek_v32.DeepseekV32, hf_name, glm_moe_dsa.unused_tensors),
 }
 
 

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from dsakv.models.deepseek_v32 import DeepseekV32, hf_name
+from dsakv.models.deepseek_v32 import DeepseekV32
+from dsakv.models.deepseek_v32_names import hf_name
 from dsakv.models.deepseek_v32_shape import parse_shape
 from dsakv.tokenizer import write_byte_tokenizer
 
