@@ -100,8 +100,9 @@ def _indexer_part(rest: str) -> str | None:
 
 def _mlp_part(rest: str) -> str | None:
     """``mlp.up_proj``, ``mlp.experts.3.up_proj``, ``mlp.shared_experts.up_proj``."""
-    head, *middle, last = rest.split(".")
-    if head != "mlp" or last not in _MLP_BACK:
+    first, _, after = rest.partition(".")
+    *middle, last = after.split(".")
+    if first != "mlp" or last not in _MLP_BACK:
         return None
     match middle:
         case [] | ["shared_experts"]:
