@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from dsakv.kernels.contract import FP8_BLOCK, Quantized
+
 FP8_MAX = 448.0  # largest finite float8_e4m3fn
 
 
@@ -18,12 +20,13 @@ def tile_elements(device: torch.device) -> int:
     return 1 << (20 if device.type == "cpu" else 26)
 
 
-def index_scores(q: Tensor, weights: Tensor, keys: Tensor, out: Tensor) -> None:
-    """Score every key for every query: ``out[t, s] = sum_h weights[t, h] * relu(q[t, h] . keys[s])``.
+def index_scores(q: Tensor, weights: Tensor, keys: Tensor, key_scale: Tensor | None, out: Tensor) -> None:
+    """Score every key for every query: ``out[t, s] = key_scale[s] * sum_h weights[t, h] * relu(q[t, h] . keys[s])``.
 
     The lightning indexer's score (DeepSeek-V3.2-Exp report, equation 1), always accumulated in float32, since
     rounded scores tie at the top-k boundary. ``q`` ``[T, H, D]``, ``weights`` ``[T, H]`` float32, ``keys``
-    ``[S, D]``, ``out`` ``[T, S]`` float32.
+    ``[S, D]``, ``key_scale`` ``[S]`` float32 or None for 1, ``out`` ``[T, S]`` float32. Queries and keys may be
+    float8; scales are positive, so those of the queries belong into the weights.
     """
     n_queries, n_heads, dim = q.shape
     flat = q.float().reshape(n_queries * n_heads, dim)
@@ -37,6 +40,8 @@ def index_scores(q: Tensor, weights: Tensor, keys: Tensor, out: Tensor) -> None:
         else:
             dots = (flat @ tile.T).relu_().view(n_queries, n_heads, len(tile))  # [T, H, s]
             part.copy_(torch.bmm(gate, dots).squeeze(1))
+        if key_scale is not None:
+            part.mul_(key_scale[start : start + step])
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:
@@ -96,18 +101,47 @@ def hadamard(x: Tensor) -> Tensor:
     return y.mul(n**-0.5).view(x.shape)
 
 
-def fp8_round(x: Tensor, *, block: int = 128, power_of_two_scale: bool = True) -> Tensor:
-    """Round float32 ``x`` to float8 e4m3 with one scale for each ``block`` of the last dimension, and back.
+def act_quant(x: Tensor, *, power_of_two_scale: bool, block: int = FP8_BLOCK) -> Quantized:
+    """Quantize ``x`` ``[..., n]`` to float8 e4m3 with one scale for each ``block`` of the last dimension.
 
     ``scale = max(amax, 1e-4) / 448``, rounded up to a power of two for the format ``ue8m0``, as DeepSeek-V3.2's
-    activation quantization does.
+    activation quantization does. Raises ValueError where ``n`` is no multiple of ``block``.
     """
     if x.shape[-1] % block:
         raise ValueError(f"last dimension {x.shape[-1]} is no multiple of the block {block}")
-    blocks = x.reshape(*x.shape[:-1], -1, block)
+    blocks = x.float().reshape(*x.shape[:-1], -1, block)
     scale = blocks.abs().amax(-1, keepdim=True).clamp(min=1e-4) / FP8_MAX
     if power_of_two_scale:
-        scale = torch.exp2(torch.ceil(torch.log2(scale)))
-    quantized = (blocks / scale).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
-    rounded: Tensor = (quantized.float() * scale).view(x.shape)
-    return rounded
+        mantissa, exponent = torch.frexp(scale)  # exact, where the logarithm would round
+        scale = torch.ldexp(torch.ones_like(scale), exponent - (mantissa == 0.5).int())
+    values = (blocks / scale).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn).view(x.shape)
+    return Quantized(values, scale.squeeze(-1))
+
+
+def dequantize(x: Quantized) -> Tensor:
+    """The float32 numbers ``[..., n]`` that ``act_quant`` made ``x`` of, as far as it kept them."""
+    blocks = x.values.float().view(*x.scale.shape, -1)
+    return (blocks * x.scale.unsqueeze(-1)).view(x.values.shape)
+
+
+def weight_dequant(weight: Quantized) -> Tensor:
+    """A weight ``[n, k]`` in float32 of its values and its scales ``[ceil(n / 128), ceil(k / 128)]``."""
+    values, scale = weight
+    n, k = values.shape
+    wide = scale.repeat_interleave(FP8_BLOCK, 1)[:, :k]  # [ceil(n / 128), k]
+    return values.float() * wide.repeat_interleave(FP8_BLOCK, 0)[:n]
+
+
+def fp8_gemm(x: Quantized, weight: Quantized) -> Tensor:
+    """``x @ weight.T`` in float32 ``[T, n]`` of ``x`` ``[T, k]`` and a block-scaled weight ``[n, k]``.
+
+    Accumulated in float32: products of float8 numbers are exact there, and scales multiply whole blocks of 128.
+    """
+    wide = dequantize(x)
+    n = len(weight.values)
+    step = max(FP8_BLOCK, tile_elements(wide.device) // wide.shape[1] // FP8_BLOCK * FP8_BLOCK)
+    parts = []
+    for start in range(0, n, step):  # a whole weight in float32 would be four times itself
+        scale = weight.scale[start // FP8_BLOCK : -(-min(start + step, n) // FP8_BLOCK)]
+        parts.append(wide @ weight_dequant(Quantized(weight.values[start : start + step], scale)).T)
+    return torch.cat(parts, dim=1)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dsakv.kernels import reference as kernels
+from dsakv.kernels.contract import FP8_BLOCK
 from dsakv.models.contracts import Fetch, LayerCache, LayerOutput, Selection
 from dsakv.models.dsa_shape import DsaShape
 from dsakv.models.layers import GatedMLP, RMSNorm, RotaryEmbedding, linear, rotate_halves, rotate_pairs
@@ -47,7 +48,7 @@ class Indexer(nn.Module):
         longest = max(segment.seq_len for segment in kv.segments)
         scores = torch.full((len(x), longest), -torch.inf, device=x.device)  # [T, S]
         for i, (rows, seq_len) in enumerate(kv.segments):
-            kernels.index_scores(q[rows], weights[rows], kv.index_keys(i), scores[rows, :seq_len])
+            kernels.index_scores(q[rows], weights[rows], kv.index_keys(i), None, scores[rows, :seq_len])
             length = rows.stop - rows.start
             if length > 1:  # within the step's own tokens a query must not see later keys
                 own = scores[rows, seq_len - length : seq_len]
@@ -62,7 +63,8 @@ class Indexer(nn.Module):
         if not self.fp8:
             return x  # the Hadamard rotation keeps dot products: only rounding needs it
         rotated = kernels.hadamard(x.float())
-        return kernels.fp8_round(rotated, block=min(128, self.head_dim), power_of_two_scale=self.ue8m0).to(x.dtype)
+        quantized = kernels.act_quant(rotated, power_of_two_scale=self.ue8m0, block=min(FP8_BLOCK, self.head_dim))
+        return kernels.dequantize(quantized).to(x.dtype)
 
 
 class Attention(nn.Module):

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsakv.kernels import reference as kernels
+from dsakv.kernels.contract import Quantized
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 5000), (3, 70), (64, 5000)])
@@ -19,7 +20,7 @@ def test_index_scores_follow_the_formula(queries: int, keys: int) -> None:
     weights = torch.randn(queries, 8, generator=generator)
     k = torch.randn(keys, 16, generator=generator)
     out = torch.empty(queries, keys)
-    kernels.index_scores(q, weights, k, out)
+    kernels.index_scores(q, weights, k, None, out)
     expected = torch.einsum("th,ths->ts", weights.double(), torch.einsum("thd,sd->ths", q, k).relu().double())
     torch.testing.assert_close(out.double(), expected, atol=1e-4, rtol=1e-5)
 
@@ -30,8 +31,8 @@ def test_index_scores_of_bfloat16_keys_are_not_rounded() -> None:
     k = torch.randn(300, 32, generator=generator).bfloat16()
     weights = torch.randn(4, 8, generator=generator)
     out, exact = torch.empty(4, 300), torch.empty(4, 300)
-    kernels.index_scores(q, weights, k, out)
-    kernels.index_scores(q.float(), weights, k.float(), exact)
+    kernels.index_scores(q, weights, k, None, out)
+    kernels.index_scores(q.float(), weights, k.float(), None, exact)
     assert torch.equal(out, exact)
 
 
@@ -100,18 +101,73 @@ E4M3 = sorted({v for v in torch.arange(256, dtype=torch.uint8).view(torch.float8
 
 @settings(max_examples=50)
 @given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=4, max_size=4), st.booleans())
-def test_fp8_round_takes_the_nearest_representable_value(values: list[float], power_of_two: bool) -> None:
+def test_act_quant_takes_the_nearest_representable_value(values: list[float], power_of_two: bool) -> None:
     x = torch.tensor(values)
-    rounded = kernels.fp8_round(x, block=4, power_of_two_scale=power_of_two).tolist()
+    quantized = kernels.act_quant(x, block=4, power_of_two_scale=power_of_two)
     scale = max(float(x.abs().max()), 1e-4) / 448
     if power_of_two:
         scale = 2.0 ** math.ceil(math.log2(scale))
-    for value, result in zip(x.tolist(), rounded, strict=True):
-        nearest = min(abs(value / scale - grid) for grid in E4M3)
-        assert abs(result / scale - value / scale) <= nearest + 1e-4
-        assert min(abs(result / scale - grid) for grid in E4M3) < 1e-4
+    assert quantized.scale.tolist() == pytest.approx([scale])
+    for value, result in zip(x.tolist(), quantized.values.float().tolist(), strict=True):
+        assert result in E4M3
+        assert abs(result - value / scale) <= min(abs(value / scale - grid) for grid in E4M3) + 1e-4
 
 
-def test_fp8_round_refuses_a_partial_block() -> None:
+def test_scales_that_are_powers_of_two_stay() -> None:
+    powers = 2.0 ** torch.arange(-12, 12)
+    quantized = kernels.act_quant((powers * 448).unsqueeze(1), block=1, power_of_two_scale=True)
+    assert torch.equal(quantized.scale.squeeze(1), powers)
+
+
+def test_dequantize_multiplies_each_block_by_its_scale() -> None:
+    x = torch.randn(3, 5, 256, generator=torch.Generator().manual_seed(0))
+    quantized = kernels.act_quant(x, power_of_two_scale=False)
+    assert quantized.scale.shape == (3, 5, 2)
+    expected = torch.cat([quantized.values[..., :128].float() * quantized.scale[..., :1],
+                          quantized.values[..., 128:].float() * quantized.scale[..., 1:]], -1)  # fmt: skip
+    assert torch.equal(kernels.dequantize(quantized), expected)
+    torch.testing.assert_close(kernels.dequantize(quantized), x, atol=0.02, rtol=2**-4)
+
+
+def test_act_quant_refuses_a_partial_block() -> None:
     with pytest.raises(ValueError, match="multiple"):
-        kernels.fp8_round(torch.ones(3, 100))
+        kernels.act_quant(torch.ones(3, 100), power_of_two_scale=True)
+
+
+def block_scaled(n: int, k: int, generator: torch.Generator) -> Quantized:
+    values = torch.randn(n, k, generator=generator).mul(100).to(torch.float8_e4m3fn)
+    return Quantized(values, torch.rand(-(-n // 128), -(-k // 128), generator=generator) + 0.5)
+
+
+def test_weight_dequant_scales_squares_also_where_the_last_are_cut() -> None:
+    weight = block_scaled(300, 200, torch.Generator().manual_seed(0))
+    wide = kernels.weight_dequant(weight)
+    for i in (0, 127, 128, 299):
+        for j in (0, 127, 128, 199):
+            assert wide[i, j] == weight.values[i, j].float() * weight.scale[i // 128, j // 128]
+
+
+@pytest.mark.parametrize(("queries", "n"), [(1, 64), (5, 576), (3, 5000)])
+def test_fp8_gemm_follows_the_formula(queries: int, n: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = kernels.act_quant(torch.randn(queries, 384, generator=generator), power_of_two_scale=True)
+    weight = block_scaled(n, 384, generator)
+    out = kernels.fp8_gemm(x, weight)
+    expected = torch.zeros(queries, n, dtype=torch.float64)
+    for block in range(3):  # each block of the inner dimension with its scales
+        inner = slice(block * 128, (block + 1) * 128)
+        product = x.values[:, inner].double() @ weight.values[:, inner].double().T
+        rows = weight.scale[torch.arange(n) // 128, block].double()
+        expected += product * x.scale[:, block : block + 1].double() * rows
+    torch.testing.assert_close(out.double(), expected, atol=0.05, rtol=1e-5)
+
+
+def test_index_scores_of_float8_keys_use_their_scales() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q = kernels.act_quant(torch.randn(3, 8, 128, generator=generator), power_of_two_scale=True)
+    keys = kernels.act_quant(torch.randn(300, 128, generator=generator), power_of_two_scale=True)
+    weights = torch.randn(3, 8, generator=generator)
+    out, expected = torch.empty(3, 300), torch.empty(3, 300)
+    kernels.index_scores(q.values, weights * q.scale.squeeze(-1), keys.values, keys.scale.squeeze(-1), out)
+    kernels.index_scores(kernels.dequantize(q), weights, kernels.dequantize(keys), None, expected)
+    torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-5)
