@@ -17,12 +17,12 @@ LEVELS = [
     {"jobs", "report"},
     {"engine", "kv", "weights"},
     {"models", "workloads", "hub", "analysis", "trace"},
-    {"kernels", "policies", "prefix", "tokenizer", "chat_templates"},
+    {"distributed", "kernels", "policies", "prefix", "tokenizer", "chat_templates"},
     {"config", "settings", "request", "console"},
     {"errors", "threads", "compiled"},
 ]
 """From the top down. Rooms of one level may use each other, but not in a circle."""
-TORCH_ROOMS = {"engine", "models", "kernels", "kv", "weights", "jobs"}
+TORCH_ROOMS = {"engine", "models", "kernels", "kv", "weights", "jobs", "distributed"}
 TORCH_FREE_JOBS = {"dsakv.jobs", "dsakv.jobs.analyze", "dsakv.jobs.fetch"}
 """Jobs that run a model are imported when their command is, and only then."""
 HEAVY = {"torch", "transformers", "numpy", "numba", "datasets", "huggingface_hub"}

@@ -12,13 +12,15 @@ from safetensors import SafetensorError
 
 import dsakv
 from dsakv.config import ModelConfig
+from dsakv.distributed import ALONE, World
 from dsakv.errors import DsakvError, InputError
 from dsakv.models.contracts import Model
-from dsakv.models.dsa_shape import DsaShape
+from dsakv.models.dsa_shape import DsaShape, check_ranks
+from dsakv.models.options import ModelOptions
 from dsakv.models.registry import family_of, read_config
 from dsakv.models.tiny import ensure_tiny_model
 from dsakv.tokenizer import Tokenizer, generation_eos_ids, load_tokenizer
-from dsakv.weights.checkpoint import Checkpoint, load_parameters
+from dsakv.weights.checkpoint import Checkpoint, Part, load_parameters
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -79,8 +81,8 @@ def cache_home(environ: dict[str, str] | os._Environ[str] = os.environ) -> Path:
     return Path(os.path.expanduser(environ.get("XDG_CACHE_HOME") or "~/.cache")) / "dsakv"
 
 
-def load_model(config: ModelConfig) -> LoadedModel:
-    """Load the checkpoint that ``config`` names, or the embedded model.
+def load_model(config: ModelConfig, world: World = ALONE) -> LoadedModel:
+    """Load the checkpoint that ``config`` names, or the embedded model; with several ranks, this rank's part of it.
 
     Raises InputError for a checkpoint, shape, device or length that does not work.
     """
@@ -115,13 +117,19 @@ def load_model(config: ModelConfig) -> LoadedModel:
             f"--index-fp8 rotates index keys by a Hadamard matrix, which has no size {shape.index_head_dim}",
             "leave it out: this model's index_head_dim is no power of two",
         )
+    check_ranks(shape, world.size, str(config_path))
     # Before the weights: it takes seconds, they may take minutes.
     tokenizer = load_tokenizer(directory) if (directory / "tokenizer.json").is_file() else None
-    model = family.build(shape, dtype, device, index_fp8=config.index_fp8)
+    model = family.build(shape, ModelOptions(dtype, device, world=world, index_fp8=config.index_fp8))
     try:
         with Checkpoint(directory) as checkpoint:
             load_parameters(
-                model, checkpoint, family.stored_name, device=device, unused=lambda names: family.unused(shape, names)
+                model,
+                checkpoint,
+                family.stored_name,
+                device=device,
+                unused=lambda names: family.unused(shape, world, names),
+                part=lambda name: Part(family.split(name).dim, world.rank, world.size),
             )
     except InputError as error:
         if config.ckpt_path is None:

@@ -10,12 +10,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dsakv.kernels import reference as kernels
+from dsakv.distributed import World
+from dsakv.kernels import reference
 from dsakv.kernels.contract import FP8_BLOCK
 from dsakv.models.contracts import Fetch, LayerCache, LayerOutput, Selection
+from dsakv.models.deepseek_v32_names import own_name, split_of
 from dsakv.models.dsa_shape import DsaShape
-from dsakv.models.layers import GatedMLP, RMSNorm, RotaryEmbedding, linear, rotate_halves, rotate_pairs
+from dsakv.models.layers import Embedding, GatedMLP, RMSNorm, RotaryEmbedding, linear, rotate_halves, rotate_pairs
 from dsakv.models.moe import MoE, RoutingShape
+from dsakv.models.options import ModelOptions
 
 Rope = tuple[Tensor, Tensor]
 
@@ -26,10 +29,11 @@ LATENT_NORM_EPS = 1e-6
 class Indexer(nn.Module):
     """The lightning indexer: a small attention of its own that ranks the cached tokens for each query."""
 
-    def __init__(self, shape: DsaShape, dtype: torch.dtype, fp8: bool) -> None:
+    def __init__(self, shape: DsaShape, options: ModelOptions) -> None:
         super().__init__()
+        self.kernels, self.world, dtype = options.kernels, options.world, options.dtype
         self.n_heads, self.head_dim = shape.index_n_heads, shape.index_head_dim
-        self.rope_dim, self.top_k, self.fp8 = shape.qk_rope_head_dim, shape.index_topk, fp8
+        self.rope_dim, self.top_k, self.fp8 = shape.qk_rope_head_dim, shape.index_topk, options.index_fp8
         self.rotate = rotate_halves if shape.indexer_rope == "halves" else rotate_pairs
         self.ue8m0 = shape.scale_fmt == "ue8m0"
         self.wq_b = linear(shape.q_lora_rank, self.n_heads * self.head_dim, dtype)
@@ -48,13 +52,13 @@ class Indexer(nn.Module):
         longest = max(segment.seq_len for segment in kv.segments)
         scores = torch.full((len(x), longest), -torch.inf, device=x.device)  # [T, S]
         for i, (rows, seq_len) in enumerate(kv.segments):
-            kernels.index_scores(q[rows], weights[rows], kv.index_keys(i), None, scores[rows, :seq_len])
+            self.kernels.index_scores(q[rows], weights[rows], kv.index_keys(i), None, scores[rows, :seq_len])
             length = rows.stop - rows.start
             if length > 1:  # within the step's own tokens a query must not see later keys
                 own = scores[rows, seq_len - length : seq_len]
                 own.masked_fill_(torch.ones_like(own, dtype=torch.bool).triu_(1), -torch.inf)
         k = min(self.top_k, longest)
-        chosen = kernels.top_k(scores, k)
+        chosen = self.world.broadcast(self.kernels.top_k(scores, k))  # ranks must read the same rows
         return Selection(chosen, scores.gather(1, chosen), (positions + 1).clamp(max=k))
 
     def _prepare(self, x: Tensor, rope: Rope) -> Tensor:
@@ -62,32 +66,37 @@ class Indexer(nn.Module):
         x = torch.cat((self.rotate(rotated, rope), rest), dim=-1)
         if not self.fp8:
             return x  # the Hadamard rotation keeps dot products: only rounding needs it
-        rotated = kernels.hadamard(x.float())
-        quantized = kernels.act_quant(rotated, power_of_two_scale=self.ue8m0, block=min(FP8_BLOCK, self.head_dim))
-        return kernels.dequantize(quantized).to(x.dtype)
+        rotated, block = self.kernels.hadamard(x.float()), min(FP8_BLOCK, self.head_dim)
+        quantized = self.kernels.act_quant(rotated, power_of_two_scale=self.ue8m0, block=block)
+        return reference.dequantize(quantized).to(x.dtype)
 
 
 class Attention(nn.Module):
-    """MLA over the selection of the layer's own indexer or, where it has none, of the layer before."""
+    """MLA over the selection of the layer's own indexer or, where it has none, of the layer before.
 
-    def __init__(self, layer_id: int, shape: DsaShape, dtype: torch.dtype, fp8: bool) -> None:
+    A rank computes an equal range of the heads.
+    """
+
+    def __init__(self, layer_id: int, shape: DsaShape, options: ModelOptions) -> None:
         super().__init__()
-        self.shape = shape
+        self.shape, self.kernels, dtype = shape, options.kernels, options.dtype
+        self.n_heads = shape.n_heads // options.world.size
         qk_dim = shape.qk_nope_head_dim + shape.qk_rope_head_dim
         self.scale = qk_dim**-0.5 * (shape.yarn.softmax_scale if shape.yarn else 1.0)
         self.wq_a = linear(shape.dim, shape.q_lora_rank, dtype)
         self.q_norm = RMSNorm(shape.q_lora_rank, LATENT_NORM_EPS, dtype)
-        self.wq_b = linear(shape.q_lora_rank, shape.n_heads * qk_dim, dtype)
+        self.wq_b = linear(shape.q_lora_rank, self.n_heads * qk_dim, dtype)
         self.wkv_a = linear(shape.dim, shape.kv_lora_rank + shape.qk_rope_head_dim, dtype)
         self.kv_norm = RMSNorm(shape.kv_lora_rank, LATENT_NORM_EPS, dtype)
-        self.wkv_b = linear(shape.kv_lora_rank, shape.n_heads * (shape.qk_nope_head_dim + shape.v_head_dim), dtype)
-        self.wo = linear(shape.n_heads * shape.v_head_dim, shape.dim, dtype)
-        self.indexer = None if layer_id in shape.shared_layers else Indexer(shape, dtype, fp8)
+        self.wkv_b = linear(shape.kv_lora_rank, self.n_heads * (shape.qk_nope_head_dim + shape.v_head_dim), dtype)
+        self.wo = linear(self.n_heads * shape.v_head_dim, shape.dim, dtype)
+        self.indexer = None if layer_id in shape.shared_layers else Indexer(shape, options)
 
     def forward(
         self, x: Tensor, rope: Rope, positions: Tensor, kv: LayerCache, previous: Selection | None
     ) -> tuple[Tensor, Selection, list[Fetch]]:
-        shape = self.shape
+        """This rank's part of the output ``[T, dim]``, with the selection and what reading it cost."""
+        shape, kernels = self.shape, self.kernels
         q_latent = self.q_norm(self.wq_a(x))  # [T, q_lora]
         latent, key_rope = self.wkv_a(x).split([shape.kv_lora_rank, shape.qk_rope_head_dim], dim=-1)
         row = torch.cat((self.kv_norm(latent), rotate_pairs(key_rope, rope)), dim=-1)  # [T, R]
@@ -99,15 +108,15 @@ class Attention(nn.Module):
             kv.append(row, self.indexer.key(x, rope))
             selection = self.indexer(x, q_latent, rope, positions, kv)
 
-        q = self.wq_b(q_latent).view(len(x), shape.n_heads, -1)  # [T, H, nope + rope]
+        q = self.wq_b(q_latent).view(len(x), self.n_heads, -1)  # [T, H, nope + rope]
         q_nope, q_rope = q.split([shape.qk_nope_head_dim, shape.qk_rope_head_dim], dim=-1)
-        up = self.wkv_b.weight.view(shape.n_heads, -1, shape.kv_lora_rank)  # [H, nope + v, kv_lora]
+        up = self.wkv_b.weight.view(self.n_heads, -1, shape.kv_lora_rank)  # [H, nope + v, kv_lora]
         key_up, value_up = up.split([shape.qk_nope_head_dim, shape.v_head_dim], dim=1)
         absorbed = torch.bmm(q_nope.transpose(0, 1), key_up).transpose(0, 1)  # [T, H, kv_lora]
         q = torch.cat((absorbed, rotate_pairs(q_rope, rope)), dim=-1)  # [T, H, R]
 
         mixed, fetches = [], []
-        step = max(1, kernels.tile_elements(x.device) // (selection.positions.shape[1] * q.shape[-1]))
+        step = max(1, reference.tile_elements(x.device) // (selection.positions.shape[1] * q.shape[-1]))
         for start in range(0, len(x), step):
             rows = slice(start, min(start + step, len(x)))
             gathered, fetch = kv.gather(selection.positions[rows], rows)  # [t, K, R]
@@ -122,14 +131,15 @@ class Attention(nn.Module):
 class DecoderLayer(nn.Module):
     """Attention and feed-forward with pre-normalisation and residuals."""
 
-    def __init__(self, layer_id: int, shape: DsaShape, dtype: torch.dtype, fp8: bool) -> None:
+    def __init__(self, layer_id: int, shape: DsaShape, options: ModelOptions) -> None:
         super().__init__()
-        self.attn_norm = RMSNorm(shape.dim, shape.norm_eps, dtype)
-        self.attn = Attention(layer_id, shape, dtype, fp8)
-        self.ffn_norm = RMSNorm(shape.dim, shape.norm_eps, dtype)
+        self.world = options.world
+        self.attn_norm = RMSNorm(shape.dim, shape.norm_eps, options.dtype)
+        self.attn = Attention(layer_id, shape, options)
+        self.ffn_norm = RMSNorm(shape.dim, shape.norm_eps, options.dtype)
         self.ffn: nn.Module
         if layer_id < shape.n_dense_layers:
-            self.ffn = GatedMLP(shape.dim, shape.inter_dim, dtype)
+            self.ffn = GatedMLP(shape.dim, shape.inter_dim // options.world.size, options)
         else:
             routing = RoutingShape(
                 n_experts=shape.n_routed_experts,
@@ -139,28 +149,32 @@ class DecoderLayer(nn.Module):
                 route_scale=shape.route_scale,
                 normalize=shape.norm_topk_prob,
             )
-            self.ffn = MoE(shape.dim, shape.moe_inter_dim, shape.n_shared_experts, routing, dtype)
+            self.ffn = MoE(shape.dim, shape.moe_inter_dim, shape.n_shared_experts, routing, options)
 
     def forward(
         self, hidden: Tensor, rope: Rope, positions: Tensor, kv: LayerCache, previous: Selection | None = None
     ) -> LayerOutput:
         attended, selection, fetches = self.attn(self.attn_norm(hidden), rope, positions, kv, previous)
-        hidden = hidden + attended
-        hidden = hidden + self.ffn(self.ffn_norm(hidden))
+        hidden = hidden + self._whole(attended, hidden.dtype)
+        hidden = hidden + self._whole(self.ffn(self.ffn_norm(hidden)), hidden.dtype)
         return LayerOutput(hidden, selection, fetches)
+
+    def _whole(self, part: Tensor, dtype: torch.dtype) -> Tensor:
+        """The sum of all ranks' parts, added up in float32."""
+        return (self.world.all_reduce(part.float()) if self.world.size > 1 else part).to(dtype)
 
 
 class DeepseekV32(nn.Module):
     """The decoder; see ``models.contracts.Model``. Parameter names are those of DeepSeek's own checkpoints."""
 
-    def __init__(self, shape: DsaShape, dtype: torch.dtype, device: torch.device, *, index_fp8: bool = False) -> None:
+    def __init__(self, shape: DsaShape, options: ModelOptions) -> None:
         super().__init__()
-        self.shape, self.dtype, self.device = shape, dtype, device
-        self.embed = nn.Embedding(shape.vocab_size, shape.dim, device="meta", dtype=dtype)
-        self.layers = nn.ModuleList(DecoderLayer(i, shape, dtype, index_fp8) for i in range(shape.n_layers))
-        self.norm = RMSNorm(shape.dim, shape.norm_eps, dtype)
-        self.head = linear(shape.dim, shape.vocab_size, dtype)
-        self.rope = RotaryEmbedding(shape.qk_rope_head_dim, shape.rope_theta, shape.yarn, device)
+        self.shape, self.world, self.dtype, self.device = shape, options.world, options.dtype, options.device
+        self.embed = Embedding(shape.vocab_size, shape.dim, options)
+        self.layers = nn.ModuleList(DecoderLayer(i, shape, options) for i in range(shape.n_layers))
+        self.norm = RMSNorm(shape.dim, shape.norm_eps, options.dtype)
+        self.head = linear(shape.dim, shape.vocab_size // options.world.size, options.dtype)
+        self.rope = RotaryEmbedding(shape.qk_rope_head_dim, shape.rope_theta, shape.yarn, options.device)
         self.top_k = shape.index_topk
         self.max_seq_len = shape.max_seq_len
         self.vocab_size = shape.vocab_size
@@ -169,14 +183,22 @@ class DeepseekV32(nn.Module):
         self.index_layer_ids = shape.index_layer_ids
 
     def logits(self, hidden: Tensor) -> Tensor:
-        out: Tensor = self.head(self.norm(hidden))
-        return out.float()
+        return self.world.all_gather(self.head(self.norm(hidden)).float())
 
 
-def unused_tensors(shape: DsaShape, names: set[str]) -> set[str]:
-    """Stored tensors that have no part in decoding: the multi-token-prediction layer and RoPE tables."""
+def unused_tensors(shape: DsaShape, world: World, names: set[str]) -> set[str]:
+    """Stored tensors that have no part in this rank's decoding.
+
+    Those are the multi-token-prediction layer, RoPE tables, and the routed experts of other ranks.
+    """
     unused = {name for name in names if name.endswith("rotary_emb.inv_freq")}
     extra = f"model.layers.{shape.n_layers}."
     if f"{extra}eh_proj.weight" in names:  # else it is a decoder layer that the shape has forgotten
         unused |= {name for name in names if name.startswith(extra)}
+    if world.size > 1:
+        n_local = shape.n_routed_experts // world.size
+        for name in names:
+            expert = split_of(own_name(name) or name).expert
+            if expert is not None and expert < shape.n_routed_experts and expert // n_local != world.rank:
+                unused.add(name)
     return unused

@@ -87,3 +87,17 @@ def check(shape: DsaShape, source: str) -> None:
     for holds, problem in rules:
         if not holds:
             raise InputError(f"{source}: {problem}", "correct the dimensions in the file")
+
+
+def check_ranks(shape: DsaShape, n_ranks: int, source: str) -> None:
+    """Raise InputError where ``n_ranks`` ranks cannot divide the model evenly."""
+    divided = {
+        "vocab_size": shape.vocab_size,
+        "n_heads": shape.n_heads,
+        "inter_dim": shape.inter_dim if shape.n_dense_layers else 0,
+        "n_routed_experts": shape.n_routed_experts if shape.n_dense_layers < shape.n_layers else 0,
+        "moe_inter_dim * n_shared_experts": shape.moe_inter_dim * shape.n_shared_experts,
+    }
+    for name, value in divided.items():
+        if value % n_ranks:
+            raise InputError(f"{source}: {name} {value} does not divide among {n_ranks} ranks", "use fewer ranks")

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from dsakv.distributed import World
 from dsakv.errors import InputError
 from dsakv.models import deepseek_v32
 from dsakv.models.dsa_shape import DsaShape, check
@@ -66,10 +67,10 @@ def _modes(sharing: _Sharing, n_layers: int, source: str) -> tuple[str, list[_Mo
     return "index_skip_topk_offset", ["shared" if max(i - first, 0) % every else "full" for i in range(n_layers)]
 
 
-def unused_tensors(shape: DsaShape, names: set[str]) -> set[str]:
+def unused_tensors(shape: DsaShape, world: World, names: set[str]) -> set[str]:
     """Stored tensors that have no part in decoding: DeepSeek's, and indexers of layers that share a selection.
 
     Sharing can be switched on in the config of a model that was trained without it, and such a checkpoint has them.
     """
     indexers = tuple(f"model.layers.{layer_id}.self_attn.indexer." for layer_id in shape.shared_layers)
-    return deepseek_v32.unused_tensors(shape, names) | {name for name in names if name.startswith(indexers)}
+    return deepseek_v32.unused_tensors(shape, world, names) | {name for name in names if name.startswith(indexers)}

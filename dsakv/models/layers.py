@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsakv.models.options import ModelOptions
+
 
 def linear(in_features: int, out_features: int, dtype: torch.dtype) -> nn.Linear:
     """A projection without bias."""
@@ -98,14 +100,33 @@ def _per_head(x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return (cos.unsqueeze(1), sin.unsqueeze(1)) if x.dim() == 3 else (cos, sin)
 
 
-class GatedMLP(nn.Module):
-    """SwiGLU feed-forward: ``w2(silu(w1 x) * w3 x)``."""
+class Embedding(nn.Module):
+    """Token embedding; each rank holds an equal range of the vocabulary."""
 
-    def __init__(self, dim: int, inter_dim: int, dtype: torch.dtype) -> None:
+    def __init__(self, vocab_size: int, dim: int, options: ModelOptions) -> None:
         super().__init__()
-        self.w1 = linear(dim, inter_dim, dtype)
-        self.w2 = linear(inter_dim, dim, dtype)
-        self.w3 = linear(dim, inter_dim, dtype)
+        self.world = options.world
+        self.n_local = vocab_size // self.world.size
+        self.weight = nn.Parameter(torch.empty(self.n_local, dim, device="meta", dtype=options.dtype))
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """``[T]`` to ``[T, dim]``."""
+        if self.world.size == 1:
+            return F.embedding(token_ids, self.weight)
+        local = token_ids - self.world.rank * self.n_local
+        elsewhere = (local < 0) | (local >= self.n_local)
+        rows = F.embedding(local.masked_fill(elsewhere, 0), self.weight)
+        return self.world.all_reduce(rows.masked_fill_(elsewhere.unsqueeze(1), 0))
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU feed-forward: ``w2(silu(w1 x) * w3 x)`` of so many inner dimensions as this rank has."""
+
+    def __init__(self, dim: int, inter_dim: int, options: ModelOptions) -> None:
+        super().__init__()
+        self.w1 = linear(dim, inter_dim, options.dtype)
+        self.w2 = linear(inter_dim, dim, options.dtype)
+        self.w3 = linear(dim, inter_dim, options.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))

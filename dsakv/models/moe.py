@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsakv.models.layers import GatedMLP
+from dsakv.models.options import ModelOptions
 
 
 @dataclass(frozen=True)
@@ -52,30 +53,41 @@ class Gate(nn.Module):
 
 
 class MoE(nn.Module):
-    """Routed experts, and shared experts as one wide MLP that every token passes."""
+    """Routed experts, and shared experts as one wide MLP that every token passes.
 
-    def __init__(self, dim: int, inter_dim: int, n_shared: int, shape: RoutingShape, dtype: torch.dtype) -> None:
+    A rank holds an equal, contiguous range of the routed experts, whole, and its part of the shared ones.
+    """
+
+    def __init__(self, dim: int, inter_dim: int, n_shared: int, shape: RoutingShape, options: ModelOptions) -> None:
         super().__init__()
-        self.gate = Gate(dim, shape, dtype)
-        self.experts = nn.ModuleList(GatedMLP(dim, inter_dim, dtype) for _ in range(shape.n_experts))
-        self.shared_experts = GatedMLP(dim, inter_dim * n_shared, dtype)
+        world = options.world
+        n_local = shape.n_experts // world.size
+        self.first, self.n_experts = world.rank * n_local, shape.n_experts
+        self.gate = Gate(dim, shape, options.dtype)
+        local = range(self.first, self.first + n_local)
+        self.experts = nn.ModuleDict({str(expert): GatedMLP(dim, inter_dim, options) for expert in local})
+        self.shared_experts = GatedMLP(dim, inter_dim * n_shared // world.size, options)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[T, dim]`` to ``[T, dim]``."""
+        """This rank's part of the output: ``[T, dim]`` to ``[T, dim]`` float32."""
         weights, experts = self.gate(x)  # [T, k]
         n_activated = experts.shape[1]
-        order = experts.flatten().argsort(stable=True)  # pairs (token, expert), sorted by expert
-        tokens = order.div(n_activated, rounding_mode="floor")
-        inputs = x.index_select(0, tokens)  # [T * k, dim]
-        outputs = []
+        flat = experts.flatten()
+        order = flat.argsort(stable=True)  # pairs (token, expert), sorted by expert
+        counts = torch.bincount(flat, minlength=self.n_experts).tolist()
+        begin = sum(counts[: self.first])
+        order = order[begin : begin + sum(counts[self.first : self.first + len(self.experts)])]  # of this rank's
+        inputs = x.index_select(0, order.div(n_activated, rounding_mode="floor"))  # [pairs, dim]
+        routed = torch.zeros(len(flat), x.shape[1], dtype=torch.float32, device=x.device)
         start = 0
-        for expert, count in enumerate(torch.bincount(experts.flatten(), minlength=len(self.experts)).tolist()):
-            if count:
-                outputs.append(self.experts[expert](inputs[start : start + count]))
+        outputs = []
+        for expert, module in self.experts.items():
+            if count := counts[int(expert)]:
+                outputs.append(module(inputs[start : start + count]))
                 start += count
-        sorted_outputs = torch.cat(outputs).float()  # [T * k, dim]
-        routed = torch.empty_like(sorted_outputs).index_copy_(0, order, sorted_outputs).view(*weights.shape, -1)
+        if outputs:
+            routed.index_copy_(0, order, torch.cat(outputs).float())
         # A sum in fixed order: adding by index would let CUDA choose it, and runs would differ.
-        total = (routed * weights.unsqueeze(-1)).sum(1)
-        out: Tensor = total.to(x.dtype) + self.shared_experts(x)
+        total = (routed.view(*weights.shape, -1) * weights.unsqueeze(-1)).sum(1)
+        out: Tensor = total + self.shared_experts(x)
         return out

@@ -9,26 +9,32 @@ from typing import Any, NamedTuple
 import orjson
 from torch import nn
 
+from dsakv.distributed import World
 from dsakv.errors import InputError
 from dsakv.models import deepseek_v32, glm_moe_dsa
-from dsakv.models.deepseek_v32_names import hf_name
+from dsakv.models.deepseek_v32_names import Split, hf_name, split_of
 from dsakv.models.deepseek_v32_shape import parse_shape
 from dsakv.models.dsa_shape import DsaShape
+from dsakv.models.options import ModelOptions
 
 
 class Family(NamedTuple):
     """How to make a model of one architecture, and how its checkpoints name things."""
 
     parse_shape: Callable[[dict[str, Any], str], DsaShape]
-    build: Callable[..., nn.Module]
+    build: Callable[[DsaShape, ModelOptions], nn.Module]
     stored_name: Callable[[str], str]
-    unused: Callable[[DsaShape, set[str]], set[str]]
-    """Tensors of a checkpoint that have no part in the model (multi-token prediction, say)."""
+    split: Callable[[str], Split]
+    """How ranks divide a parameter."""
+    unused: Callable[[DsaShape, World, set[str]], set[str]]
+    """Tensors of a checkpoint that have no part in the model of a rank (multi-token prediction, say)."""
 
 
 FAMILIES = {
-    "deepseek_v32": Family(parse_shape, deepseek_v32.DeepseekV32, hf_name, deepseek_v32.unused_tensors),
-    "glm_moe_dsa": Family(glm_moe_dsa.parse_shape, deepseek_v32.DeepseekV32, hf_name, glm_moe_dsa.unused_tensors),
+    "deepseek_v32": Family(parse_shape, deepseek_v32.DeepseekV32, hf_name, split_of, deepseek_v32.unused_tensors),
+    "glm_moe_dsa": Family(
+        glm_moe_dsa.parse_shape, deepseek_v32.DeepseekV32, hf_name, split_of, glm_moe_dsa.unused_tensors
+    ),
 }
 
 

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from dsakv.models.deepseek_v32 import DeepseekV32
 from dsakv.models.deepseek_v32_names import hf_name
 from dsakv.models.deepseek_v32_shape import parse_shape
+from dsakv.models.options import ModelOptions
 from dsakv.tokenizer import write_byte_tokenizer
 
 NAME = "tiny-random"
@@ -97,7 +98,7 @@ def write_checkpoint(directory: Path, config: dict[str, Any] = CONFIG, seed: int
     Projections are normal with variance ``1 / fan_in``, so that activations, scores and logits neither vanish nor
     grow with depth; norms scatter around 1 and the gate's bias around 0, so that no term can be left out unseen.
     """
-    model = DeepseekV32(parse_shape(config, "embedded config"), torch.float32, torch.device("cpu"))
+    model = DeepseekV32(parse_shape(config, "embedded config"), ModelOptions())
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, parameter in model.named_parameters():

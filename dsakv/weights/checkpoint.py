@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import torch
@@ -14,6 +14,16 @@ from torch import nn
 
 from dsakv.errors import DsakvError, InputError
 
+
+class Part(NamedTuple):
+    """Part ``number`` of ``total`` equal ones along ``dim``; all of a tensor where that is None."""
+
+    dim: int | None = None
+    number: int = 0
+    total: int = 1
+
+
+WHOLE = Part()
 _FLOATS = ("F32", "BF16", "F16")
 _INDEX = "model.safetensors.index.json"
 
@@ -87,9 +97,16 @@ class Checkpoint:
         view = self._owner[name].get_slice(name)
         return view.get_dtype(), tuple(view.get_shape())
 
-    def read(self, name: str) -> torch.Tensor:
-        tensor: torch.Tensor = self._owner[name].get_tensor(name)
-        return tensor
+    def read(self, name: str, part: Part = WHOLE) -> torch.Tensor:
+        """A tensor, or what of it ``part`` picks; only that is read."""
+        view = self._owner[name].get_slice(name)
+        if part.dim is None:
+            tensor: torch.Tensor = self._owner[name].get_tensor(name)
+            return tensor
+        size = view.get_shape()[part.dim] // part.total
+        index = [slice(None)] * part.dim + [slice(part.number * size, (part.number + 1) * size)]
+        sliced: torch.Tensor = view[tuple(index)]
+        return sliced.contiguous()
 
 
 def load_parameters(
@@ -99,14 +116,16 @@ def load_parameters(
     *,
     device: torch.device,
     unused: Callable[[set[str]], set[str]],
+    part: Callable[[str], Part] = lambda name: WHOLE,
 ) -> None:
     """Fill every parameter of ``model`` (on ``meta``) exactly once, in the dtype that it declares.
 
-    ``stored_name`` maps a parameter's name to the checkpoint's; tensors of the checkpoint that no parameter asks
-    for are errors unless ``unused`` picks them out. All names, shapes and dtypes are checked before the first read.
+    ``stored_name`` maps a parameter's name to the checkpoint's, ``part`` to what of that tensor it holds; tensors of
+    the checkpoint that no parameter asks for are errors unless ``unused`` picks them out. All names, shapes and dtypes
+    are checked before the first read.
     """
     wanted = {name: stored_name(name) for name, _ in model.named_parameters()}
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    shapes = {name: _whole(tuple(parameter.shape), part(name)) for name, parameter in model.named_parameters()}
     where = checkpoint.directory
     for name, stored in wanted.items():
         if stored not in checkpoint.names:
@@ -132,7 +151,7 @@ def load_parameters(
         owner = model.get_submodule(owner_name)
         dtype = getattr(owner, leaf).dtype
         try:
-            value = checkpoint.read(stored).to(device=device, dtype=dtype)
+            value = checkpoint.read(stored, part(name)).to(device=device, dtype=dtype)
         except torch.OutOfMemoryError as error:
             raise DsakvError(
                 f"{device} has no room for the model's weights", "use a larger device, or --device cpu"
@@ -140,3 +159,8 @@ def load_parameters(
         except (SafetensorError, OSError) as error:
             raise DsakvError(f"cannot read tensor {stored} in {where}: {error}", "check the disk") from error
         setattr(owner, leaf, nn.Parameter(value, requires_grad=False))
+
+
+def _whole(shape: tuple[int, ...], part: Part) -> tuple[int, ...]:
+    """The shape of a tensor of which ``part`` has the given one."""
+    return tuple(size * part.total if dim == part.dim else size for dim, size in enumerate(shape))

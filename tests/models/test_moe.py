@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dsakv.models.layers import GatedMLP
 from dsakv.models.moe import Gate, MoE, RoutingShape
+from dsakv.models.options import ModelOptions
 
 DIM = 12
 CPU = torch.device("cpu")
@@ -92,14 +93,14 @@ def test_the_bias_steers_the_choice_and_not_the_weights() -> None:
 @given(shape=routings(), tokens=st.integers(1, 6), shared=st.integers(1, 2), seed=st.integers(0, 2**20))
 def test_mixture_of_experts(shape: RoutingShape, tokens: int, shared: int, seed: int) -> None:
     """Token by token and expert by expert; also where some experts, or all but one, get no token."""
-    moe = MoE(DIM, 8, shared, shape, torch.float32)
+    moe = MoE(DIM, 8, shared, shape, ModelOptions())
     x = torch.randn(tokens, DIM, generator=fill(moe, seed))
     assert moe.shared_experts.w1.weight.shape == (8 * shared, DIM)
     expected = []
     for row, routed in zip(x, experts_of(moe.gate, x), strict=True):
         total = swiglu(moe.shared_experts, row)
         for expert, weight in routed.items():
-            total = total + weight * swiglu(moe.experts[expert], row)
+            total = total + weight * swiglu(moe.experts[str(expert)], row)
         expected.append(total)
     torch.testing.assert_close(moe(x), torch.stack(expected).float(), atol=1e-5, rtol=1e-4)
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from dsakv.models.deepseek_v32 import DeepseekV32
 from dsakv.models.deepseek_v32_names import Split, hf_name, own_name, split_of
 from dsakv.models.deepseek_v32_shape import parse_shape
+from dsakv.models.options import ModelOptions
 from dsakv.models.tiny import CONFIG
 from tests.shapes import SMALL_SHAPE
 
-MODEL = DeepseekV32(parse_shape(CONFIG | SMALL_SHAPE, "test"), torch.float32, torch.device("cpu"))
+MODEL = DeepseekV32(parse_shape(CONFIG | SMALL_SHAPE, "test"), ModelOptions())
 NAMES = [name for name, _ in MODEL.named_parameters()]
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import dsakv
 from dsakv.cli import run
 from dsakv.config import ModelConfig
+from dsakv.distributed import ALONE
 from dsakv.errors import InputError
 from dsakv.jobs.model import load_model
 from dsakv.models.deepseek_v32 import unused_tensors
@@ -346,5 +347,5 @@ def test_a_prediction_layer_is_passed_over_and_a_forgotten_one_is_not() -> None:
     rope = "model.layers.0.self_attn.rotary_emb.inv_freq"
     prediction = {"model.layers.3.eh_proj.weight", "model.layers.3.self_attn.o_proj.weight"}
     others = {"model.layers.2.mlp.gate.weight", "model.layers.30.eh_proj.weight"}
-    assert unused_tensors(shape, prediction | others | {rope}) == prediction | {rope}
-    assert unused_tensors(shape, {"model.layers.3.self_attn.o_proj.weight"}) == set()
+    assert unused_tensors(shape, ALONE, prediction | others | {rope}) == prediction | {rope}
+    assert unused_tensors(shape, ALONE, {"model.layers.3.self_attn.o_proj.weight"}) == set()
