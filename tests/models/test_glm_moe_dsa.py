@@ -15,6 +15,7 @@ from transformers import GlmMoeDsaConfig
 
 from dsakv.cli import run
 from dsakv.config import ModelConfig
+from dsakv.distributed import ALONE
 from dsakv.errors import InputError
 from dsakv.jobs.model import load_model
 from dsakv.models.dsa_shape import DsaShape
@@ -197,7 +198,7 @@ def test_what_a_checkpoint_may_hold_beside_the_model(checkpoint: Path, tmp_path:
         "model.layers.6.self_attn.indexer.wk.weight": torch.ones(2),
     }
     config = json.loads((checkpoint / "config.json").read_text())
-    assert unused_tensors(shape(config), {*tensors, *extra}) == set(extra)
+    assert unused_tensors(shape(config), ALONE, {*tensors, *extra}) == set(extra)
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_file(tensors | extra, tmp_path / "model.safetensors")
     model = load_model(ModelConfig(ckpt_path=str(tmp_path), device="cpu")).model
