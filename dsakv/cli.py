@@ -11,16 +11,19 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from dsakv import __version__
 from dsakv.config import Config
-from dsakv.errors import DsakvError
+from dsakv.errors import DsakvError, PeerLostError
 from dsakv.options import configured
 from dsakv.settings import nearest
 from dsakv.threads import wait_briefly
+
+if TYPE_CHECKING:
+    from dsakv.distributed import World
 
 app = typer.Typer(
     help="Run DeepSeek Sparse Attention models, record what they select, decide where the KV cache may live.",
@@ -63,13 +66,7 @@ def _options(
 @configured("generate", without={"trace.resume"})
 def generate(config: Config) -> None:
     """Complete prompts, from the command line, a file or a chat."""
-    from dsakv.console import Console
-
-    console = Console()
-    console.info("loading ...")  # PyTorch alone takes seconds
-    from dsakv.jobs.generate import generate as run_generate
-
-    run_generate(config, console)
+    _run("generate", config)
 
 
 @trace_app.command("ruler")
@@ -112,13 +109,46 @@ def trace_mooncake(config: Config) -> None:
 
 
 def _trace(workload: str, config: Config) -> None:
+    _run(f"trace {workload}", config)
+
+
+def _run(job: str, config: Config) -> None:
+    """Do ``job`` in this process, or on the ranks that it asks for."""
+    from dsakv.launch import ranks_to_start, start_ranks
+
+    n_ranks = ranks_to_start(config, os.environ)
+    if n_ranks > 1:
+        if code := start_ranks(job, config, n_ranks):
+            raise typer.Exit(code)
+    else:
+        run_job(job, config)
+
+
+def run_job(job: str, config: Config) -> None:
+    """Do ``job``, ``generate`` or ``trace <workload>``, as the rank that this process is."""
     from dsakv.console import Console
+    from dsakv.launch import find_place
 
     console = Console()
-    console.info("loading ...")
+    place = find_place(os.environ)
+    if place is None or place.rank == 0:
+        console.info("loading ...")  # PyTorch alone takes seconds
+    from dsakv.jobs.generate import generate
+    from dsakv.jobs.ranks import run_on_ranks
     from dsakv.jobs.trace import trace
 
-    trace(workload, config, console)
+    def work(world: World) -> None:
+        if job == "generate":
+            generate(config, console, world)
+        else:
+            trace(job.removeprefix("trace "), config, console, world)
+
+    try:
+        run_on_ranks(work, config, place)
+    except PeerLostError as error:
+        if place is None or place.rank == 0:
+            raise
+        raise typer.Exit(error.exit_code) from error  # only rank 0 talks
 
 
 @trace_app.command("file")

@@ -211,6 +211,22 @@ class ServingConfig(Section, frozen=True):
     ] = 0
 
 
+class LaunchConfig(Section, frozen=True):
+    model_parallel: Annotated[
+        int,
+        key(
+            "Ranks that share the model, one a device. Default: as many as the checkpoint was converted for, else 1.",
+            old_env="MP",
+            ge=0,
+        ),
+    ] = 0
+    nnodes: Annotated[int, key("Machines that the ranks run on; each starts the same command.", ge=1)] = 1
+    node_rank: Annotated[int, key("Number of this machine among them, from 0.", ge=0)] = 0
+    rdzv_endpoint: Annotated[
+        Text | None, key("Where the machines meet: HOST:PORT, a free port of the one with --node-rank 0.")
+    ] = None
+
+
 class RulerConfig(Section, frozen=True):
     tasks: Annotated[tuple[Text, ...], key("Comma-separated RULER tasks; all takes every task.")] = ("all",)
     context_length: Annotated[
@@ -366,6 +382,7 @@ class Config(Section, frozen=True):
     """The whole experiment."""
 
     model: ModelConfig = ModelConfig()
+    launch: LaunchConfig = LaunchConfig()
     engine: EngineConfig = EngineConfig()
     trace: TraceConfig = TraceConfig()
     workload: WorkloadConfig = WorkloadConfig()
@@ -385,8 +402,8 @@ _TRACED = ("ruler", "longbenchv2", "sharegpt", "burstgpt", "mooncake", "file")
 
 SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "generate": ("model", "engine", "trace", "generate"),
-        **{f"trace {name}": ("model", "engine", "trace", "workload", "serving", name) for name in _TRACED},
+        "generate": ("model", "launch", "engine", "trace", "generate"),
+        **{f"trace {name}": ("model", "launch", "engine", "trace", "workload", "serving", name) for name in _TRACED},
         "trace selfcheck": ("engine", "trace"),
         "analyze": ("analyze",),
         **{f"fetch-data {name}": ("fetch",) for name in ("ruler", "longbenchv2", "sharegpt", "burstgpt")},

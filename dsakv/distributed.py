@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dsakv.errors import DsakvError
+from dsakv.errors import DsakvError, PeerLostError
 
 _T = TypeVar("_T")
 
-
-class PeerLostError(DsakvError):
-    """Another rank is gone, and with it this one's work. Which, and why, whoever started the ranks can say."""
-
-    exit_code = 71
+FOR_EVER = timedelta(days=365)
+"""How long a rank waits for what a user does next."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class World:
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum of all ranks' ``x``, in place and the same bits on every rank."""
         if self.size > 1:
-            with _peers():
+            with _talking():
                 dist.all_reduce(x)
         return x
 
@@ -44,7 +44,7 @@ class World:
         if self.size == 1:
             return x
         parts = [torch.empty_like(x) for _ in range(self.size)]
-        with _peers():
+        with _talking():
             dist.all_gather(parts, x.contiguous())
         return torch.cat(parts, dim=-1)
 
@@ -52,7 +52,7 @@ class World:
         """Rank 0's ``x``; those of others only say the shape and are written over."""
         if self.size > 1:
             x = x.contiguous()
-            with _peers():
+            with _talking():
                 dist.broadcast(x, src=0)
         return x
 
@@ -61,7 +61,7 @@ class World:
         if self.size == 1:
             return value
         box = [value]
-        with _peers():
+        with _talking():
             dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
 
@@ -70,7 +70,7 @@ class World:
         if self.size == 1:
             return [value]
         boxes: list[_T] = [value] * self.size
-        with _peers():
+        with _talking():
             dist.all_gather_object(boxes, value, group=self.control)
         return boxes
 
@@ -78,12 +78,38 @@ class World:
 ALONE = World()
 
 
-class _peers:  # noqa: N801 (reads as a statement)
+@contextmanager
+def joined(rank: int, size: int, address: str, port: int, device: torch.device) -> Iterator[World]:
+    """The world of ``size`` ranks that meet at ``address:port``, as rank ``rank`` on ``device``, until the block ends.
+
+    Tensors go over NCCL on CUDA and over gloo on the CPU. Raises DsakvError where the ranks cannot meet.
+    """
+    host = f"[{address}]" if ":" in address else address
+    try:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            init_method=f"tcp://{host}:{port}",
+            rank=rank,
+            world_size=size,
+        )
+        control = dist.new_group(backend="gloo", timeout=FOR_EVER)
+    except (RuntimeError, ValueError) as error:
+        raise DsakvError(
+            f"rank {rank} of {size} cannot meet the others at {address}:{port}: {error}",
+            "the address must be that of rank 0's machine, and reachable from all",
+        ) from error
+    try:
+        yield World(rank, size, control)
+    finally:
+        dist.destroy_process_group()  # its threads would not survive the end of the interpreter
+
+
+@contextmanager
+def _talking() -> Iterator[None]:
     """Turns the backend's complaint about a rank that is gone into PeerLostError."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
-            raise PeerLostError(f"another rank is gone: {error}", "its own message says why") from error
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise PeerLostError(f"another rank is gone: {error}", "its own message says why") from error

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+PEER_LOST = 71
+"""Exit code of a rank that ends only because another one did."""
+
 
 class DsakvError(Exception):
     """Something outside the program went wrong: disk, network, a missing package, output that exists.
@@ -26,3 +29,9 @@ class InputError(DsakvError):
     """The user's flags, configuration or input data are wrong."""
 
     exit_code = 2
+
+
+class PeerLostError(DsakvError):
+    """Another rank is gone, and with it this one's work. Which, and why, whoever started the ranks can say."""
+
+    exit_code = PEER_LOST

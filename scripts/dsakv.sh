@@ -11,9 +11,4 @@ if [[ ! -x $dsakv ]]; then
         exit 1
     }
 fi
-if [[ ${1-} == trace && ${MP:-1} != 1 ]]; then
-    echo "error: MP=$MP, but this version runs on one device" >&2
-    echo "hint: unset MP, and give a checkpoint that fits one device" >&2
-    exit 2
-fi
 exec "$dsakv" "$@"

@@ -13,12 +13,13 @@ import dsakv
 
 ROOT = Path(dsakv.__file__).parent
 LEVELS = [
-    {"cli", "options", "__main__"},
+    {"cli", "options", "worker", "__main__"},
     {"jobs", "report"},
+    {"launch"},
     {"engine", "kv", "weights"},
     {"models", "workloads", "hub", "analysis", "trace"},
     {"distributed", "kernels", "policies", "prefix", "tokenizer", "chat_templates"},
-    {"config", "settings", "request", "console"},
+    {"config", "settings", "request", "console", "layout"},
     {"errors", "threads", "compiled"},
 ]
 """From the top down. Rooms of one level may use each other, but not in a circle."""

@@ -108,6 +108,7 @@ OLD = {
     "DS_TRACE_KV_BLOCK_SIZE": ("16", "32"),
     "DS_TRACE_ENABLE": ("1", "0"),
     "DS_TRACE_OUT": ("a", "b"),
+    "MP": ("2", "4"),
     "DS_TRACE_STORE_TOKEN_POS": ("0", "1"),
     "DS_TRACE_STORE_SCORES": ("1", "0"),
     "DS_TRACE_RECORD_BLOCK_IDS": ("1", "0"),

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from dsakv.distributed import World
+
 LONGEST_SLEEP = 3600.0
 """Seconds; systems refuse sleeps of millennia."""
 
@@ -76,3 +78,23 @@ class WallClock:
     def pause(self) -> None: ...
 
     def resume(self) -> None: ...
+
+
+class SharedClock:
+    """Rank 0's clock on every rank: what depends on the time, all must decide alike."""
+
+    def __init__(self, clock: Clock, world: World) -> None:
+        self._clock, self._world = clock, world
+
+    def now(self) -> float:
+        return self._world.share(self._clock.now())
+
+    def wait_until(self, seconds: float) -> None:
+        if self._world.rank == 0:  # the others wait for what it says next
+            self._clock.wait_until(seconds)
+
+    def pause(self) -> None:
+        self._clock.pause()
+
+    def resume(self) -> None:
+        self._clock.resume()

@@ -15,8 +15,9 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
+from dsakv.distributed import ALONE, World
 from dsakv.engine.blocks import BlockManager
-from dsakv.engine.clock import Clock, VirtualClock
+from dsakv.engine.clock import Clock, SharedClock, VirtualClock
 from dsakv.engine.options import EngineOptions
 from dsakv.engine.recording import Recorder
 from dsakv.engine.sampling import sample
@@ -27,14 +28,33 @@ from dsakv.kv.paged import PagedCache
 from dsakv.models.contracts import Model
 from dsakv.request import Request, Step
 
+NOTHING_MORE: list[Request] | None = None
+"""What rank 0 shares in place of requests when it is done."""
+
+
+def dismiss(world: World) -> None:
+    """Let the engines of the other ranks return from ``follow``; rank 0 calls it when it has nothing more to run."""
+    world.share(NOTHING_MORE)
+
 
 class Engine:
-    """Runs requests on a model, ``batch_size`` at a time."""
+    """Runs requests on a model, ``batch_size`` at a time.
 
-    def __init__(self, model: Model, options: EngineOptions) -> None:
+    Where several ranks hold the model, rank 0's engine is used as if it were alone. Those of the others ``follow``:
+    they take part in what it runs, and decide nothing that depends on the time or on chance.
+    """
+
+    def __init__(self, model: Model, options: EngineOptions, world: World = ALONE) -> None:
         self.model = model
         self.options = options
+        self.world = world
         self._steps = 0
+
+    def follow(self) -> None:
+        """Take part in the runs of rank 0's engine until ``dismiss``."""
+        while (requests := self.world.share(NOTHING_MORE)) is not None:
+            for _ in self._start(requests, VirtualClock()):
+                pass
 
     def check(self, requests: Iterable[Request]) -> None:
         """Raise InputError for a request that the model cannot hold."""
@@ -72,6 +92,9 @@ class Engine:
         """
         waiting = list(requests)
         self.check(waiting)
+        return self._start(self.world.share(waiting), clock or VirtualClock())
+
+    def _start(self, waiting: list[Request], clock: Clock) -> Iterator[Step]:
         options = self.options
         needs = [blocks_needed(request, options.block_size) for request in waiting]
         at_once = needs if options.prefix_cache else heapq.nlargest(options.batch_size, needs)
@@ -85,7 +108,8 @@ class Engine:
             dtype=self.model.dtype,
             device=self.model.device,
         )
-        clock = clock or VirtualClock()
+        if self.world.size > 1:
+            clock = SharedClock(clock, self.world)
         clients = Clients(waiting, options.max_concurrency)
         scheduler = Scheduler(clients, BlockManager(n_blocks), options, self.model.device)
         clock.pause()
@@ -172,7 +196,10 @@ class Engine:
             return []
         rows = torch.tensor([row for _, row in free], device=hidden.device)
         logits = self.model.logits(hidden[rows])  # [n, vocab]
-        tokens = sample(logits, self.options.temperature, [sequence.generator for sequence, _ in free])
+        tokens: list[int] = []
+        if self.world.rank == 0:
+            tokens = sample(logits, self.options.temperature, [sequence.generator for sequence, _ in free])
+        tokens = self.world.share(tokens)
         for (sequence, _), token in zip(free, tokens, strict=True):
             sequence.token_ids.append(token)
         return [(sequence.request.request_id, token) for (sequence, _), token in zip(free, tokens, strict=True)]

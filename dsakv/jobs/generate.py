@@ -12,10 +12,12 @@ import orjson
 
 from dsakv.config import Config
 from dsakv.console import Console
+from dsakv.distributed import ALONE, World
 from dsakv.engine.engine import Engine
 from dsakv.errors import InputError
-from dsakv.jobs.model import LoadedModel, load_model
+from dsakv.jobs.model import LoadedModel
 from dsakv.jobs.prompts import read_prompts, to_requests
+from dsakv.jobs.ranks import load_together
 from dsakv.jobs.run import PrefixLog, announce, how_to_analyze, inputs, make_engine
 from dsakv.request import Completion, Request, Step
 from dsakv.settings import resolved_json
@@ -24,7 +26,7 @@ from dsakv.trace.run_dir import RunDir
 from dsakv.trace.writer import TraceWriter
 
 
-def generate(config: Config, console: Console) -> None:
+def generate(config: Config, console: Console, world: World = ALONE) -> None:
     """Complete what the configuration names; text goes to stdout as it comes, ``--json`` prints a line a completion.
 
     Raises InputError for options and inputs that do not work, DsakvError for output that cannot be written.
@@ -43,12 +45,12 @@ def generate(config: Config, console: Console) -> None:
     elif config.trace.out is not None:
         console.warn("--trace-out does nothing without --trace-enable")
     prompts = [] if given.interactive else read_prompts(config)  # a bad file is told of before weights are read
-    loaded = load_model(config.model)
+    loaded = load_together(config, world)
     announce(loaded, console)
-    engine = make_engine(config, loaded, record=config.trace.enable)
+    engine = make_engine(config, loaded, world, record=config.trace.enable)
     requests = to_requests(prompts, config, loaded)
     engine.check(requests)
-    with _tape(config, loaded, console, inputs(len(requests))) as tape:
+    with _tape(config, loaded, world, console, inputs(len(requests))) as tape:
         if given.interactive:
             _chat(engine, config, loaded, console, tape)
         elif given.json:
@@ -77,14 +79,21 @@ class _Tape:
 
 
 @contextmanager
-def _tape(config: Config, loaded: LoadedModel, console: Console, counts: dict[str, Any]) -> Iterator[_Tape]:
+def _tape(
+    config: Config, loaded: LoadedModel, world: World, console: Console, counts: dict[str, Any]
+) -> Iterator[_Tape]:
     log = PrefixLog(config.engine.kv_block_size, config.trace.prefix_key_tokens)
     if not config.trace.enable:
         yield _Tape(None, log, counts)
         return
     run = RunDir.create(config.trace.out, "generate", config.engine.kv_block_size, resolved_json(config))
     run.write_meta(
-        dataset="generate", model=loaded.describe(), seed=config.engine.seed, options=config.trace, inputs=counts
+        dataset="generate",
+        model=loaded.describe(),
+        seed=config.engine.seed,
+        options=config.trace,
+        inputs=counts,
+        world_size=world.size,
     )
 
     def text(completion: Completion) -> str | None:

@@ -86,7 +86,7 @@ def load_model(config: ModelConfig, world: World = ALONE) -> LoadedModel:
 
     Raises InputError for a checkpoint, shape, device or length that does not work.
     """
-    device = _device(config.device)
+    device = choose_device(config.device)
     if config.dtype == "auto":
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     else:
@@ -157,7 +157,8 @@ def _config_eos_ids(config: dict[str, Any]) -> frozenset[int]:
     return frozenset(i for i in (ids if isinstance(ids, list) else [ids]) if type(i) is int)
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """The device that ``--device`` means here. Raises InputError for CUDA where there is none."""
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise InputError("--device cuda, but PyTorch sees no CUDA device", "use --device cpu, or check nvidia-smi")

@@ -8,6 +8,7 @@ from typing import Any
 
 from dsakv.config import Config
 from dsakv.console import Console
+from dsakv.distributed import World
 from dsakv.engine.engine import Engine
 from dsakv.engine.options import EngineOptions
 from dsakv.jobs.model import LoadedModel
@@ -19,7 +20,7 @@ from dsakv.trace.run_dir import RunDir
 RANDOM_WEIGHTS = "the model's weights are random: its text and its locality figures mean nothing"
 
 
-def make_engine(config: Config, loaded: LoadedModel, *, record: bool) -> Engine:
+def make_engine(config: Config, loaded: LoadedModel, world: World, *, record: bool) -> Engine:
     """The engine that the configuration describes, on a loaded model."""
     options = EngineOptions(
         batch_size=config.engine.batch_size,
@@ -36,7 +37,7 @@ def make_engine(config: Config, loaded: LoadedModel, *, record: bool) -> Engine:
         record_prefill_tail=config.trace.prefill_tail,
         sync=config.trace.sync_cuda,
     )
-    return Engine(loaded.model, options)
+    return Engine(loaded.model, options, world)
 
 
 def announce(loaded: LoadedModel, console: Console) -> None:

@@ -14,9 +14,11 @@ from rich import filesize
 
 from dsakv.config import Config
 from dsakv.console import Console
+from dsakv.distributed import ALONE, World
 from dsakv.engine.clock import VirtualClock, WallClock
 from dsakv.errors import InputError
-from dsakv.jobs.model import LoadedModel, load_model
+from dsakv.jobs.model import LoadedModel
+from dsakv.jobs.ranks import load_together
 from dsakv.jobs.run import announce, how_to_analyze, inputs, make_engine, prefix_facts
 from dsakv.report.run_summary import Speed, render_run
 from dsakv.request import Completion, Request, Step
@@ -34,7 +36,7 @@ LARGE = 5e9
 """Bytes from which on a trace is worth a word on how to make it smaller."""
 
 
-def trace(name: str, config: Config, console: Console) -> RunDir:
+def trace(name: str, config: Config, console: Console, world: World = ALONE) -> RunDir:
     """Run workload ``name`` and write its trace; print a summary and how to analyze it.
 
     Raises InputError for bad options, inputs and checkpoints, DsakvError for output that exists or cannot be written.
@@ -49,10 +51,10 @@ def trace(name: str, config: Config, console: Console) -> RunDir:
     else:
         RunDir.check_free(config.trace.out)
     workload = build(name, config)
-    loaded = load_model(config.model)
+    loaded = load_together(config, world)
     announce(loaded, console)
     requests, counts = _draw(workload, config, loaded, console)
-    engine = make_engine(config, loaded, record=True)
+    engine = make_engine(config, loaded, world, record=True)
     engine.check(requests)
     _say_size(requests, config, loaded, console)
     model = loaded.describe()
@@ -63,7 +65,7 @@ def trace(name: str, config: Config, console: Console) -> RunDir:
     clock = (WallClock if config.serving.clock == "wall" else VirtualClock)(start)
     steps = engine.run(waiting, clock)  # the KV cache finds its room before there is a folder
     run = resumed or RunDir.create(config.trace.out, name, block_size, stored)
-    run.write_meta(**facts, seed=config.engine.seed, options=config.trace)
+    run.write_meta(**facts, seed=config.engine.seed, options=config.trace, world_size=world.size)
     console.info(f"tracing into {run.path}: {len(waiting)} of {len(requests)} requests to run")
     summary, speed = _record(steps, run, workload, requests, waiting, counts, config, loaded, console)
     scores = _scores(run, workload.score_groups)
