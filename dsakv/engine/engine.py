@@ -84,6 +84,7 @@ class Engine:
             index_dim=self.model.index_key_dim,
             dtype=self.model.dtype,
             device=self.model.device,
+            fp8=self.model.kv_fp8,
         )
         clock = clock or VirtualClock()
         clients = Clients(waiting, options.max_concurrency)
