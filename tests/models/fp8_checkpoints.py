@@ -112,11 +112,11 @@ def write_dequantized(source: Path, directory: Path) -> None:
         (directory / path.name).write_bytes(path.read_bytes())
 
 
-def in_float32(model: Model) -> Model:
-    """An fp8 model changed to compute in float32 whatever it does not round to float8: with less noise to compare."""
+def convert(model: Model, dtype: torch.dtype) -> Model:
+    """An fp8 model changed to compute in ``dtype`` whatever it does not round to float8: with less noise to compare."""
     assert isinstance(model, nn.Module)
     for parameter in model.parameters():
         if parameter.dtype == torch.bfloat16:
-            parameter.data = parameter.data.float()
-    model.dtype = torch.float32
+            parameter.data = parameter.data.to(dtype)
+    model.dtype = dtype
     return model
