@@ -54,12 +54,17 @@ class ModelConfig(Section, frozen=True):
         Literal["auto", "cpu", "cuda"], key("Where the model runs; auto takes CUDA where there is one.")
     ] = "auto"
     dtype: Annotated[
-        Literal["auto", "float32", "bfloat16"], key("Precision; auto is float32 on CPU and bfloat16 on CUDA.")
+        Literal["auto", "float32", "bfloat16", "fp8"],
+        key(
+            "Precision; auto is float32 on CPU, and on CUDA fp8 where the checkpoint holds fp8 weights, else bfloat16."
+        ),
     ] = "auto"
     max_seq_len: Annotated[
         int, key("Longest sequence, prompt and completion together; 0 is what the model allows.", ge=0)
     ] = 0
-    index_fp8: Annotated[bool, key("Round indexer queries and keys through fp8 as the shipped kernels do.")] = False
+    index_fp8: Annotated[
+        bool, key("Round indexer queries and keys through fp8 as the shipped kernels do; part of --dtype fp8.")
+    ] = False
 
 
 class EngineConfig(Section, frozen=True):

@@ -226,7 +226,7 @@ SETTINGS = {
             ("--trace-prefix-key-tokens", "0"),
             ("--context-length", "100"),
             ("--truncate", "left"),
-            ("--dtype", "fp8"),
+            ("--dtype", "fp4"),
             ("--device", "tpu"),
         ]
     },

@@ -86,7 +86,7 @@ def test_help_shows_every_flag_whole_and_its_default(
         ("trace ruler --split train", "--split", "--ruler-data"),
         ("trace ruler --kv-block-size 0", "--kv-block-size must be an integer >= 1", "default"),
         ("trace ruler --trace-sync-cuda --trace-no-sync-cuda", "contradict", "one of them"),
-        ("generate --dtype fp32", "--dtype must be one of auto, float32, bfloat16", "float32"),
+        ("generate --dtype float", "--dtype must be one of auto, float32, bfloat16, fp8", "float32"),
         ("generate --resume", "--resume", ""),
         ("fetch-data squad", "No such command 'squad'", "dsakv fetch-data --help lists what it takes"),
         ("fetch-data burstgpt --lengths 4096", "--lengths", "--help lists what it takes"),

@@ -168,7 +168,7 @@ VALUE_ERRORS = [
     ("trace.sample_rate", "1.01", "must be a number > 0.0 and <= 1.0", "default"),
     ("trace.sample_rate", "0", "must be a number > 0.0 and <= 1.0", "default"),
     ("trace.sync_cuda", "yes", 'must be true or false, not "yes"', "default"),
-    ("model.dtype", "float23", "must be one of auto, float32, bfloat16", "did you mean float32?"),
+    ("model.dtype", "float23", "must be one of auto, float32, bfloat16, fp8", "did you mean float32?"),
     ("model.ckpt_path", "", "must be a non-empty text", "default"),
     ("analyze.lru_caps", "1,,2", "must be a list of numbers > 0", "128,256,512,1024"),
     ("analyze.lru_caps", "0", "must be a list of numbers > 0", "128,256,512,1024"),

@@ -107,6 +107,7 @@ class Engine:
             index_dim=self.model.index_key_dim,
             dtype=self.model.dtype,
             device=self.model.device,
+            fp8=self.model.kv_fp8,
         )
         if self.world.size > 1:
             clock = SharedClock(clock, self.world)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError
@@ -14,15 +14,17 @@ import dsakv
 from dsakv.config import ModelConfig
 from dsakv.distributed import ALONE, World
 from dsakv.errors import DsakvError, InputError
+from dsakv.kv.formats import row_format
 from dsakv.models.contracts import Model
-from dsakv.models.dsa_shape import DsaShape, check_ranks
+from dsakv.models.dsa_shape import DsaShape, check_fp8, check_ranks
 from dsakv.models.options import ModelOptions
-from dsakv.models.registry import family_of, read_config
+from dsakv.models.registry import Family, family_of, read_config
 from dsakv.models.tiny import ensure_tiny_model
 from dsakv.tokenizer import Tokenizer, generation_eos_ids, load_tokenizer
 from dsakv.weights.checkpoint import Checkpoint, Part, load_parameters
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "fp8": torch.bfloat16}
+"""What models of each precision compute in, quantised projections aside."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class LoadedModel:
     shape: DsaShape
     name: str
     random_weights: bool
+    precision: Literal["float32", "bfloat16", "fp8"]
     index_fp8: bool
 
     @property
@@ -58,19 +61,19 @@ class LoadedModel:
 
     def describe(self) -> dict[str, Any]:
         """The model's part of ``run_meta.json``."""
-        dtype = self.model.dtype
+        model = self.model
         return {
             "name": self.name,
             "random_weights": self.random_weights,
-            "dtype": str(dtype).removeprefix("torch."),
-            "device": str(self.model.device),
+            "dtype": self.precision,
+            "device": str(model.device),
             "index_fp8": self.index_fp8,
             "n_layers": self.shape.n_layers,
             "index_topk": self.shape.index_topk,
             "index_n_heads": self.shape.index_n_heads,
             "index_head_dim": self.shape.index_head_dim,
             "max_seq_len": self.max_seq_len,
-            "kv_bytes_per_token_layer": self.model.kv_row_dim * dtype.itemsize,
+            "kv_bytes_per_token_layer": row_format(model.kv_row_dim, model.dtype, model.kv_fp8).row_bytes,
         }
 
 
@@ -87,10 +90,6 @@ def load_model(config: ModelConfig, world: World = ALONE) -> LoadedModel:
     Raises InputError for a checkpoint, shape, device or length that does not work.
     """
     device = choose_device(config.device)
-    if config.dtype == "auto":
-        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    else:
-        dtype = _DTYPES[config.dtype]
     if config.ckpt_path is None:
         if config.config is not None:
             raise InputError(
@@ -112,15 +111,21 @@ def load_model(config: ModelConfig, world: World = ALONE) -> LoadedModel:
     raw = read_config(config_path)
     family = family_of(raw, str(config_path))
     shape = family.parse_shape(raw, str(config_path))
-    if config.index_fp8 and shape.index_head_dim & (shape.index_head_dim - 1):
+    precision = _precision(config.dtype, device, directory, family)
+    fp8 = precision == "fp8"
+    index_fp8 = config.index_fp8 or fp8
+    if index_fp8 and shape.index_head_dim & (shape.index_head_dim - 1):
+        flag, without = ("--dtype fp8", "use another --dtype") if fp8 else ("--index-fp8", "leave it out")
         raise InputError(
-            f"--index-fp8 rotates index keys by a Hadamard matrix, which has no size {shape.index_head_dim}",
-            "leave it out: this model's index_head_dim is no power of two",
+            f"{flag} rotates index keys by a Hadamard matrix, which has no size {shape.index_head_dim}",
+            f"{without}: this model's index_head_dim is no power of two",
         )
     check_ranks(shape, world.size, str(config_path))
+    if fp8:
+        check_fp8(shape, world.size, str(config_path))
     # Before the weights: it takes seconds, they may take minutes.
     tokenizer = load_tokenizer(directory) if (directory / "tokenizer.json").is_file() else None
-    model = family.build(shape, ModelOptions(dtype, device, world=world, index_fp8=config.index_fp8))
+    model = family.build(shape, ModelOptions(_DTYPES[precision], device, world=world, fp8=fp8, index_fp8=index_fp8))
     try:
         with Checkpoint(directory) as checkpoint:
             load_parameters(
@@ -148,7 +153,27 @@ def load_model(config: ModelConfig, world: World = ALONE) -> LoadedModel:
     random_weights = bool(marked.get("dsakv_random_weights", False))
     name = "tiny-random (embedded)" if config.ckpt_path is None else directory.resolve().name
     eos = tokenizer.eos_token_ids if tokenizer else generation_eos_ids(directory) or _config_eos_ids(marked)
-    return LoadedModel(ready, directory, eos, tokenizer, shape, name, random_weights, config.index_fp8)
+    return LoadedModel(ready, directory, eos, tokenizer, shape, name, random_weights, precision, index_fp8)
+
+
+def _precision(
+    wanted: Literal["auto", "float32", "bfloat16", "fp8"], device: torch.device, directory: Path, family: Family
+) -> Literal["float32", "bfloat16", "fp8"]:
+    """What ``--dtype`` means here. Raises InputError for fp8 of a checkpoint that holds no fp8 weights."""
+    if wanted in ("float32", "bfloat16"):
+        return wanted
+    if wanted == "auto" and device.type == "cpu":
+        return "float32"
+    probe = "layers.0.attn.wo.weight"
+    with Checkpoint(directory) as checkpoint:
+        found = checkpoint.names & {probe, family.stored_name(probe)}
+        fp8 = any(checkpoint.describe(name)[0] == "F8_E4M3" for name in found)
+    if wanted == "fp8" and not fp8:
+        raise InputError(
+            f"--dtype fp8, but {directory} holds no fp8 weights",
+            "use --dtype bfloat16; --index-fp8 rounds the indexer alone",
+        )
+    return "fp8" if fp8 else "bfloat16"
 
 
 def _config_eos_ids(config: dict[str, Any]) -> frozenset[int]:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from dsakv.errors import DsakvError
-from dsakv.models.contracts import Fetch, Mark, Segment
+from dsakv.kv.formats import row_format
+from dsakv.models.contracts import Fetch, Fp8Kv, IndexKeys, Mark, Segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,46 +91,63 @@ class StepCache:
         return self.flat_table.take(block + self.row_base[rows]) * size + (positions - block * size)
 
     def layer(self, layer_id: int) -> LayerView:
-        return LayerView(self, self.cache.rows[layer_id], self.cache.index_rows[layer_id])
+        return LayerView(self, layer_id)
 
 
 class LayerView:
     """One layer of a ``StepCache``; what ``models.contracts.LayerCache`` asks for."""
 
-    def __init__(self, step: StepCache, rows: Tensor, index_rows: Tensor) -> None:
-        self.step = step
-        self.rows = rows  # [slots, R]
-        self.index_rows = index_rows  # [slots, D]
+    def __init__(self, step: StepCache, layer_id: int) -> None:
+        self.step, cache = step, step.cache
+        self.format, self.fp8 = cache.format, cache.fp8
+        self.rows = cache.rows[layer_id]  # [slots, width]
+        self.index_rows = cache.index_rows[layer_id]  # [slots, D]
+        self.index_scale = cache.index_scale[layer_id] if cache.index_scale is not None else None  # [slots]
 
     @property
     def segments(self) -> list[Segment]:
         return self.step.segments
 
     def append(self, kv: Tensor, index_key: Tensor | None) -> None:
-        self.rows.index_copy_(0, self.step.new_slots, kv)
-        if index_key is not None:
-            self.index_rows.index_copy_(0, self.step.new_slots, index_key)
+        slots = self.step.new_slots
+        self.rows.index_copy_(0, slots, self.format.encode(kv))
+        if index_key is None:
+            return
+        if self.fp8 and self.index_scale is not None:
+            values, scale = self.fp8.quantize(index_key, index_key.shape[-1])  # a scale for each key
+            self.index_scale.index_copy_(0, slots, scale.squeeze(-1))
+            index_key = values.view(torch.uint8)
+        self.index_rows.index_copy_(0, slots, index_key)
 
-    def index_keys(self, segment: int) -> Tensor:
+    def index_keys(self, segment: int) -> IndexKeys:
+        values = self._sequence(self.index_rows, segment)
+        if self.index_scale is None:
+            return IndexKeys(values, None)
+        return IndexKeys(values.view(torch.float8_e4m3fn), self._sequence(self.index_scale, segment))
+
+    def _sequence(self, pool: Tensor, segment: int) -> Tensor:
+        """What ``pool`` ``[slots, ...]`` holds of a segment's sequence, in place where its blocks are adjacent."""
         size = self.step.cache.block_size
         seq_len = self.step.segments[segment].seq_len
         runs = self.step.tables[segment].runs
         if len(runs) == 1:
             first = runs[0][0] * size
-            return self.index_rows[first : first + seq_len]
-        return torch.cat([self.index_rows[b * size : (b + n) * size] for b, n in runs])[:seq_len]
+            return pool[first : first + seq_len]
+        return torch.cat([pool[b * size : (b + n) * size] for b, n in runs])[:seq_len]
 
     def gather(self, positions: Tensor, rows: slice) -> tuple[Tensor, Fetch]:
         begin = self.step.cache.mark()
         # Padding columns may lie beyond a shorter sequence's end; they are read and ignored.
         slots = self.step.slots(torch.minimum(positions, self.step.last[rows]), rows)  # [t, K]
-        read = self.rows.index_select(0, slots.reshape(-1)).view(*slots.shape, -1)  # [t, K, R]
-        return read, Fetch(rows, begin, self.step.cache.mark())
+        stored = self.rows.index_select(0, slots.reshape(-1)).view(*slots.shape, -1)  # [t, K, width]
+        fetch = Fetch(rows, begin, self.step.cache.mark())
+        return self.format.decode(stored), fetch
 
 
 class PagedCache:
-    """KV rows ``[L, blocks * block_size, R]`` and index keys ``[L, blocks * block_size, D]`` of all layers.
+    """KV rows and index keys of all layers, for ``blocks * block_size`` tokens.
 
+    ``fp8`` is what the model says of it: index keys are then float8 with one float32 scale each, and rows packed.
     Layers that share another's selection have room for index keys too, and leave it untouched.
     Raises DsakvError where the device has no room for them.
     """
@@ -144,23 +162,28 @@ class PagedCache:
         index_dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        fp8: Fp8Kv | None = None,
     ) -> None:
         self.block_size = block_size
         self.device = device
+        self.fp8, self.format = fp8, row_format(row_dim, dtype, fp8)
+        self.row_bytes = self.format.row_bytes
+        """Of the row of a token in a layer; index keys come on top."""
+        self.index_scale: Tensor | None = None
         slots = n_blocks * block_size
+        key_dtype = torch.uint8 if fp8 else dtype  # float8 lacks some operations that move bits
         try:
-            self.rows = torch.empty(n_layers, slots, row_dim, dtype=dtype, device=device)
-            self.index_rows = torch.empty(n_layers, slots, index_dim, dtype=dtype, device=device)
+            self.rows = torch.empty(n_layers, slots, self.format.width, dtype=self.format.dtype, device=device)
+            self.index_rows = torch.empty(n_layers, slots, index_dim, dtype=key_dtype, device=device)
+            if fp8:
+                self.index_scale = torch.empty(n_layers, slots, dtype=torch.float32, device=device)
         except (RuntimeError, MemoryError) as error:  # the allocator's own message is long and says less
-            size = n_layers * slots * (row_dim + index_dim) * dtype.itemsize
+            key_bytes = index_dim * key_dtype.itemsize + (4 if fp8 else 0)
+            size = n_layers * slots * (self.row_bytes + key_bytes)
             raise DsakvError(
                 f"no room on {device} for a KV cache of {size / 1e9:.1f} GB",
                 "lower --batch-size or --kv-blocks, or shorten the prompts",
             ) from error
-
-    @property
-    def row_bytes(self) -> int:
-        return self.rows.shape[-1] * self.rows.element_size()
 
     def bind(self, tables: Sequence[BlockTable], starts: Sequence[int], lengths: Sequence[int]) -> StepCache:
         """The view of a step that computes ``lengths[i]`` tokens from ``starts[i]`` on of each sequence."""

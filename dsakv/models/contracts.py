@@ -8,6 +8,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from dsakv.kernels.contract import Kernels, Quantized
+
 
 class Selection(NamedTuple):
     """What the indexer chose for the ``T`` queries of a step.
@@ -45,8 +47,29 @@ class Segment(NamedTuple):
     """Tokens in the cache of this sequence once the step's own are appended."""
 
 
+class Fp8Kv(NamedTuple):
+    """What the KV cache keeps in float8 for a model: index keys, and the leading ``latent`` numbers of a row."""
+
+    kernels: Kernels
+    ue8m0: bool
+    """Whether scales are powers of two."""
+    latent: int = 0
+    """Numbers of the latent; 0 where rows are kept as they are."""
+
+    def quantize(self, x: Tensor, block: int) -> Quantized:
+        """``x`` ``[..., n]`` with one scale for each ``block`` numbers."""
+        return self.kernels.act_quant(x, power_of_two_scale=self.ue8m0, block=block)
+
+
+class IndexKeys(NamedTuple):
+    """Index keys of a sequence as the cache keeps them."""
+
+    values: Tensor  # [S, D]
+    scale: Tensor | None  # [S] float32; None for 1
+
+
 class LayerCache(Protocol):
-    """The KV of one layer, bound to the sequences of one step."""
+    """The KV of one layer, bound to the sequences of one step. What it keeps in float8 it rounds on the way in."""
 
     @property
     def segments(self) -> list[Segment]: ...
@@ -55,12 +78,12 @@ class LayerCache(Protocol):
         """Store the step's tokens: ``kv`` ``[T, R]`` and ``index_key`` ``[T, D]``, None in a layer without indexer."""
         ...
 
-    def index_keys(self, segment: int) -> Tensor:
-        """All index keys of a segment's sequence, ``[seq_len, D]``, the step's own included."""
+    def index_keys(self, segment: int) -> IndexKeys:
+        """All ``seq_len`` index keys of a segment's sequence, the step's own included."""
         ...
 
     def gather(self, positions: Tensor, rows: slice) -> tuple[Tensor, Fetch]:
-        """Read the KV rows at ``positions`` ``[t, K]`` for the queries ``rows`` of the step: ``[t, K, R]``."""
+        """Read the KV rows at ``positions`` ``[t, K]`` for the queries ``rows``: ``[t, K, R]`` in the model's dtype."""
         ...
 
 
@@ -100,6 +123,8 @@ class Model(Protocol):
     vocab_size: int
     kv_row_dim: int
     index_key_dim: int
+    kv_fp8: Fp8Kv | None
+    """What the cache is to keep in float8; None for nothing."""
     dtype: torch.dtype
     device: torch.device
 

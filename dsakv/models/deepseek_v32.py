@@ -7,18 +7,20 @@ absorbed into the query and the output, so attention works on gathered cache row
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from dsakv.distributed import World
 from dsakv.kernels import reference
-from dsakv.kernels.contract import FP8_BLOCK
-from dsakv.models.contracts import Fetch, LayerCache, LayerOutput, Selection
+from dsakv.models.contracts import Fetch, Fp8Kv, LayerCache, LayerOutput, Selection
 from dsakv.models.deepseek_v32_names import own_name, split_of
 from dsakv.models.dsa_shape import DsaShape
-from dsakv.models.layers import Embedding, GatedMLP, RMSNorm, RotaryEmbedding, linear, rotate_halves, rotate_pairs
+from dsakv.models.layers import Embedding, GatedMLP, RMSNorm, RotaryEmbedding, rotate_halves, rotate_pairs
 from dsakv.models.moe import MoE, RoutingShape
 from dsakv.models.options import ModelOptions
+from dsakv.models.projections import linear, projection, whole_weight
 
 Rope = tuple[Tensor, Tensor]
 
@@ -31,28 +33,32 @@ class Indexer(nn.Module):
 
     def __init__(self, shape: DsaShape, options: ModelOptions) -> None:
         super().__init__()
-        self.kernels, self.world, dtype = options.kernels, options.world, options.dtype
+        self.kernels, self.world = options.kernels, options.world
         self.n_heads, self.head_dim = shape.index_n_heads, shape.index_head_dim
         self.rope_dim, self.top_k, self.fp8 = shape.qk_rope_head_dim, shape.index_topk, options.index_fp8
         self.rotate = rotate_halves if shape.indexer_rope == "halves" else rotate_pairs
-        self.ue8m0 = shape.scale_fmt == "ue8m0"
-        self.wq_b = linear(shape.q_lora_rank, self.n_heads * self.head_dim, dtype)
-        self.wk = linear(shape.dim, self.head_dim, dtype)
+        self.ue8m0 = options.ue8m0
+        self.wq_b = projection(shape.q_lora_rank, self.n_heads * self.head_dim, options)
+        self.wk = projection(shape.dim, self.head_dim, options)
         self.k_norm = nn.LayerNorm(self.head_dim, eps=1e-6, device="meta", dtype=torch.float32)
         self.weights_proj = linear(shape.dim, self.n_heads, torch.float32)
 
     def key(self, x: Tensor, rope: Rope) -> Tensor:
-        """Index keys ``[T, D]`` of hidden states ``[T, dim]``."""
-        return self._prepare(self.k_norm(self.wk(x).float()), rope).to(x.dtype)
+        """Index keys ``[T, D]`` of hidden states ``[T, dim]``, not yet rounded to float8: the cache does that."""
+        return self._turn(self.k_norm(self.wk(x).float()), rope).to(x.dtype)
 
     def forward(self, x: Tensor, q_latent: Tensor, rope: Rope, positions: Tensor, kv: LayerCache) -> Selection:
         """Select for each of the ``T`` queries among the keys up to its own position."""
-        q = self._prepare(self.wq_b(q_latent).view(len(x), self.n_heads, self.head_dim), rope)  # [T, H, D]
+        q = self._turn(self.wq_b(q_latent).view(len(x), self.n_heads, self.head_dim), rope)  # [T, H, D]
         weights = self.weights_proj(x.float()) * (self.n_heads**-0.5 * self.head_dim**-0.5)  # [T, H]
+        if self.fp8:
+            q, scale = self.kernels.act_quant(q, power_of_two_scale=self.ue8m0, block=self.head_dim)
+            weights = weights * scale.squeeze(-1)
         longest = max(segment.seq_len for segment in kv.segments)
         scores = torch.full((len(x), longest), -torch.inf, device=x.device)  # [T, S]
         for i, (rows, seq_len) in enumerate(kv.segments):
-            self.kernels.index_scores(q[rows], weights[rows], kv.index_keys(i), None, scores[rows, :seq_len])
+            keys = kv.index_keys(i)
+            self.kernels.index_scores(q[rows], weights[rows], keys.values, keys.scale, scores[rows, :seq_len])
             length = rows.stop - rows.start
             if length > 1:  # within the step's own tokens a query must not see later keys
                 own = scores[rows, seq_len - length : seq_len]
@@ -61,14 +67,12 @@ class Indexer(nn.Module):
         chosen = self.world.broadcast(self.kernels.top_k(scores, k))  # ranks must read the same rows
         return Selection(chosen, scores.gather(1, chosen), (positions + 1).clamp(max=k))
 
-    def _prepare(self, x: Tensor, rope: Rope) -> Tensor:
+    def _turn(self, x: Tensor, rope: Rope) -> Tensor:
+        """Positions into ``x`` ``[T, ..., D]``, and the Hadamard rotation, which spreads what fp8 would round away."""
         rotated, rest = x.split([self.rope_dim, self.head_dim - self.rope_dim], dim=-1)
         x = torch.cat((self.rotate(rotated, rope), rest), dim=-1)
-        if not self.fp8:
-            return x  # the Hadamard rotation keeps dot products: only rounding needs it
-        rotated, block = self.kernels.hadamard(x.float()), min(FP8_BLOCK, self.head_dim)
-        quantized = self.kernels.act_quant(rotated, power_of_two_scale=self.ue8m0, block=block)
-        return reference.dequantize(quantized).to(x.dtype)
+        # It keeps dot products, so that without rounding it would change nothing.
+        return self.kernels.hadamard(x.float()).to(x.dtype) if self.fp8 else x
 
 
 class Attention(nn.Module):
@@ -83,13 +87,13 @@ class Attention(nn.Module):
         self.n_heads = shape.n_heads // options.world.size
         qk_dim = shape.qk_nope_head_dim + shape.qk_rope_head_dim
         self.scale = qk_dim**-0.5 * (shape.yarn.softmax_scale if shape.yarn else 1.0)
-        self.wq_a = linear(shape.dim, shape.q_lora_rank, dtype)
+        self.wq_a = projection(shape.dim, shape.q_lora_rank, options)
         self.q_norm = RMSNorm(shape.q_lora_rank, LATENT_NORM_EPS, dtype)
-        self.wq_b = linear(shape.q_lora_rank, self.n_heads * qk_dim, dtype)
-        self.wkv_a = linear(shape.dim, shape.kv_lora_rank + shape.qk_rope_head_dim, dtype)
+        self.wq_b = projection(shape.q_lora_rank, self.n_heads * qk_dim, options)
+        self.wkv_a = projection(shape.dim, shape.kv_lora_rank + shape.qk_rope_head_dim, options)
         self.kv_norm = RMSNorm(shape.kv_lora_rank, LATENT_NORM_EPS, dtype)
-        self.wkv_b = linear(shape.kv_lora_rank, self.n_heads * (shape.qk_nope_head_dim + shape.v_head_dim), dtype)
-        self.wo = linear(self.n_heads * shape.v_head_dim, shape.dim, dtype)
+        self.wkv_b = projection(shape.kv_lora_rank, self.n_heads * (shape.qk_nope_head_dim + shape.v_head_dim), options)
+        self.wo = projection(self.n_heads * shape.v_head_dim, shape.dim, options)
         self.indexer = None if layer_id in shape.shared_layers else Indexer(shape, options)
 
     def forward(
@@ -110,7 +114,7 @@ class Attention(nn.Module):
 
         q = self.wq_b(q_latent).view(len(x), self.n_heads, -1)  # [T, H, nope + rope]
         q_nope, q_rope = q.split([shape.qk_nope_head_dim, shape.qk_rope_head_dim], dim=-1)
-        up = self.wkv_b.weight.view(self.n_heads, -1, shape.kv_lora_rank)  # [H, nope + v, kv_lora]
+        up = whole_weight(self.wkv_b, x.dtype).view(self.n_heads, -1, shape.kv_lora_rank)  # [H, nope + v, kv_lora]
         key_up, value_up = up.split([shape.qk_nope_head_dim, shape.v_head_dim], dim=1)
         absorbed = torch.bmm(q_nope.transpose(0, 1), key_up).transpose(0, 1)  # [T, H, kv_lora]
         q = torch.cat((absorbed, rotate_pairs(q_rope, rope)), dim=-1)  # [T, H, R]
@@ -169,6 +173,7 @@ class DeepseekV32(nn.Module):
 
     def __init__(self, shape: DsaShape, options: ModelOptions) -> None:
         super().__init__()
+        options = replace(options, ue8m0=shape.scale_fmt == "ue8m0", index_fp8=options.index_fp8 or options.fp8)
         self.shape, self.world, self.dtype, self.device = shape, options.world, options.dtype, options.device
         self.embed = Embedding(shape.vocab_size, shape.dim, options)
         self.layers = nn.ModuleList(DecoderLayer(i, shape, options) for i in range(shape.n_layers))
@@ -180,6 +185,9 @@ class DeepseekV32(nn.Module):
         self.vocab_size = shape.vocab_size
         self.kv_row_dim = shape.kv_lora_rank + shape.qk_rope_head_dim
         self.index_key_dim = shape.index_head_dim
+        self.kv_fp8: Fp8Kv | None = None
+        if options.index_fp8:
+            self.kv_fp8 = Fp8Kv(options.kernels, options.ue8m0, latent=shape.kv_lora_rank if options.fp8 else 0)
         self.index_layer_ids = shape.index_layer_ids
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Literal
 from msgspec import Struct
 
 from dsakv.errors import InputError
+from dsakv.models.deepseek_v32_names import BLOCK
 from dsakv.models.layers import Yarn
 
 
@@ -87,6 +88,35 @@ def check(shape: DsaShape, source: str) -> None:
     for holds, problem in rules:
         if not holds:
             raise InputError(f"{source}: {problem}", "correct the dimensions in the file")
+
+
+def check_fp8(shape: DsaShape, n_ranks: int, source: str) -> None:
+    """Raise InputError where a rank's part of the fp8 projections does not consist of whole blocks.
+
+    Inputs are rounded in blocks of 128. Outputs may end within a block, but ranks can only be cut between two. To be
+    called after :func:`check_ranks`.
+    """
+    moe, dense = shape.n_dense_layers < shape.n_layers, shape.n_dense_layers > 0
+    whole = {"dim": shape.dim, "q_lora_rank": shape.q_lora_rank, "kv_lora_rank": shape.kv_lora_rank}
+    whole |= {"moe_inter_dim": shape.moe_inter_dim} if moe else {}
+    divided = {"n_heads * v_head_dim": shape.n_heads * shape.v_head_dim}
+    divided |= {"inter_dim": shape.inter_dim} if dense else {}
+    divided |= {"moe_inter_dim * n_shared_experts": shape.moe_inter_dim * shape.n_shared_experts} if moe else {}
+    if n_ranks > 1:
+        nope = shape.qk_nope_head_dim
+        divided["n_heads * (qk_nope_head_dim + qk_rope_head_dim)"] = shape.n_heads * (nope + shape.qk_rope_head_dim)
+        divided["n_heads * (qk_nope_head_dim + v_head_dim)"] = shape.n_heads * (nope + shape.v_head_dim)
+    for name, value in whole.items():
+        if value % BLOCK:
+            problem = f"{source}: {name} {value} is no multiple of {BLOCK}, the block that shares an fp8 scale"
+            raise InputError(problem, "use --dtype bfloat16")
+    for name, value in divided.items():
+        if value % (BLOCK * n_ranks):
+            share = f" on each of {n_ranks} ranks" if n_ranks > 1 else ""
+            raise InputError(
+                f"{source}: {name} {value} makes no multiple of {BLOCK}, the block that shares an fp8 scale,{share}",
+                "use fewer ranks, or --dtype bfloat16" if n_ranks > 1 else "use --dtype bfloat16",
+            )
 
 
 def check_ranks(shape: DsaShape, n_ranks: int, source: str) -> None:

@@ -10,11 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsakv.models.options import ModelOptions
-
-
-def linear(in_features: int, out_features: int, dtype: torch.dtype) -> nn.Linear:
-    """A projection without bias."""
-    return nn.Linear(in_features, out_features, bias=False, device="meta", dtype=dtype)
+from dsakv.models.projections import projection
 
 
 class RMSNorm(nn.Module):
@@ -124,9 +120,9 @@ class GatedMLP(nn.Module):
 
     def __init__(self, dim: int, inter_dim: int, options: ModelOptions) -> None:
         super().__init__()
-        self.w1 = linear(dim, inter_dim, options.dtype)
-        self.w2 = linear(inter_dim, dim, options.dtype)
-        self.w3 = linear(dim, inter_dim, options.dtype)
+        self.w1 = projection(dim, inter_dim, options)
+        self.w2 = projection(inter_dim, dim, options)
+        self.w3 = projection(dim, inter_dim, options)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))

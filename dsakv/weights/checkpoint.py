@@ -25,6 +25,7 @@ class Part(NamedTuple):
 
 WHOLE = Part()
 _FLOATS = ("F32", "BF16", "F16")
+_FP8 = ("F8_E4M3",)  # never made of wider numbers: the scales beside it would not fit
 _INDEX = "model.safetensors.index.json"
 
 
@@ -136,9 +137,10 @@ def load_parameters(
                 f"tensor {stored} in {where} has shape {list(shape)}, the model needs {list(shapes[name])}",
                 "the model's shape (--config or config.json) does not fit this checkpoint",
             )
-        if dtype not in _FLOATS:
+        readable = _FP8 if model.get_parameter(name).dtype == torch.float8_e4m3fn else _FLOATS
+        if dtype not in readable:
             raise InputError(
-                f"tensor {stored} in {where} has dtype {dtype}", f"this version reads {', '.join(_FLOATS)}"
+                f"tensor {stored} in {where} has dtype {dtype}", f"in this precision it must be {' or '.join(readable)}"
             )
     surplus = sorted(checkpoint.names - set(wanted.values()) - unused(checkpoint.names))
     if surplus:

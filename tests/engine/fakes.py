@@ -12,6 +12,7 @@ class FakeModel:
     layers = ()
     top_k = 1
     kv_row_dim = index_key_dim = 1
+    kv_fp8 = None
     dtype = torch.float32
     device = torch.device("cpu")
 

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from dsakv.config import ModelConfig
 from dsakv.engine.engine import Engine
 from dsakv.engine.options import EngineOptions
 from dsakv.engine.sampling import sample
 from dsakv.errors import DsakvError, InputError
-from dsakv.jobs.model import load_model
 from dsakv.models.contracts import Model
 from dsakv.request import Completion, Request, Step
-
-
-@pytest.fixture(scope="module")
-def model(small_checkpoint: Path) -> Model:
-    return load_model(ModelConfig(ckpt_path=str(small_checkpoint), device="cpu", dtype="float32")).model
 
 
 def run(model: Model, options: EngineOptions, requests: list[Request]) -> tuple[dict[int, Completion], list[Step]]:

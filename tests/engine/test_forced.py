@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -11,19 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsakv.config import ModelConfig
 from dsakv.engine.engine import Engine
 from dsakv.engine.options import EngineOptions
-from dsakv.jobs.model import load_model
 from dsakv.models.contracts import Model
 from dsakv.request import Completion, Request, Step
 
 Records = dict[tuple[int, int], dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def model(small_checkpoint: Path) -> Model:
-    return load_model(ModelConfig(ckpt_path=str(small_checkpoint), device="cpu", dtype="float32")).model
 
 
 class Dictated:

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dsakv.config import ModelConfig
 from dsakv.engine.blocks import BlockManager
 from dsakv.engine.engine import Engine
 from dsakv.engine.options import EngineOptions
 from dsakv.errors import InputError
-from dsakv.jobs.model import load_model
 from dsakv.models.contracts import Model
 from dsakv.prefix import PrefixIndex
 from dsakv.request import Completion, Request, Step
 from tests.engine.fakes import FakeModel
 
 BLOCK = 8
-
-
-@pytest.fixture(scope="module")
-def model(small_checkpoint: Path) -> Model:
-    return load_model(ModelConfig(ckpt_path=str(small_checkpoint), device="cpu", dtype="float32")).model
 
 
 def sharing_requests(count: int, seed: int, vocab: int = 256, longest: int = 12) -> list[Request]:

@@ -36,7 +36,7 @@ def test_scattered_blocks_read_like_one_array() -> None:
         assert step.positions.tolist() == [p for s in span for p in range(s.start, s.stop)]
         for i, segment in enumerate(view.segments):
             assert segment.seq_len == starts[i] + lengths[i]
-            assert torch.equal(view.index_keys(i), keys[i][: segment.seq_len])
+            assert torch.equal(view.index_keys(i).values, keys[i][: segment.seq_len])
     wanted = torch.tensor([[0, 5, 14, 7], [8, 1, 3, 100]])  # 100 is padding beyond the sequence
     read, fetch = view.gather(wanted, slice(0, 2))
     assert torch.equal(read[0], rows[0][wanted[0]])
@@ -50,7 +50,7 @@ def test_adjacent_blocks_are_read_in_place() -> None:
     cache = make_cache(4)
     view = cache.bind([BlockTable([4, 5, 6], CPU)], [0], [9]).layer(0)
     view.append(torch.ones(9, 3), torch.ones(9, 2))
-    assert view.index_keys(0).data_ptr() == cache.index_rows[0, 16].data_ptr()
+    assert view.index_keys(0).values.data_ptr() == cache.index_rows[0, 16].data_ptr()
 
 
 def test_row_bytes_are_the_payload_of_one_token() -> None:
