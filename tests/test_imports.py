@@ -18,7 +18,7 @@ LEVELS = [
     {"engine", "kv", "weights"},
     {"models", "workloads", "hub", "analysis", "trace"},
     {"distributed", "kernels", "policies", "prefix", "tokenizer", "chat_templates"},
-    {"config", "settings", "request", "console"},
+    {"config", "settings", "request", "console", "layout"},
     {"errors", "threads", "compiled"},
 ]
 """From the top down. Rooms of one level may use each other, but not in a circle."""

@@ -43,7 +43,7 @@ def generate(config: Config, console: Console) -> None:
     elif config.trace.out is not None:
         console.warn("--trace-out does nothing without --trace-enable")
     prompts = [] if given.interactive else read_prompts(config)  # a bad file is told of before weights are read
-    loaded = load_model(config.model)
+    loaded = load_model(config.model, console=console)
     announce(loaded, console)
     engine = make_engine(config, loaded, record=config.trace.enable)
     requests = to_requests(prompts, config, loaded)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +14,7 @@ from safetensors import SafetensorError
 
 import dsakv
 from dsakv.config import ModelConfig
+from dsakv.console import Console
 from dsakv.distributed import ALONE, World
 from dsakv.errors import DsakvError, InputError
 from dsakv.models.contracts import Model
@@ -20,9 +23,13 @@ from dsakv.models.options import ModelOptions
 from dsakv.models.registry import family_of, read_config
 from dsakv.models.tiny import ensure_tiny_model
 from dsakv.tokenizer import Tokenizer, generation_eos_ids, load_tokenizer
-from dsakv.weights.checkpoint import Checkpoint, Part, load_parameters
+from dsakv.weights.checkpoint import Checkpoint
+from dsakv.weights.layout import layout_of
+from dsakv.weights.load import Progress, load_parameters, silent
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+SHOWN_FROM = 1_000_000_000
+"""Bytes of weights whose loading is worth a progress bar."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +88,11 @@ def cache_home(environ: dict[str, str] | os._Environ[str] = os.environ) -> Path:
     return Path(os.path.expanduser(environ.get("XDG_CACHE_HOME") or "~/.cache")) / "dsakv"
 
 
-def load_model(config: ModelConfig, world: World = ALONE) -> LoadedModel:
+def load_model(config: ModelConfig, world: World = ALONE, console: Console | None = None) -> LoadedModel:
     """Load the checkpoint that ``config`` names, or the embedded model; with several ranks, this rank's part of it.
 
-    Raises InputError for a checkpoint, shape, device or length that does not work.
+    ``console`` is where rank 0 shows how far it is with a large one. Raises InputError for a checkpoint, shape,
+    device or length that does not work.
     """
     device = _device(config.device)
     if config.dtype == "auto":
@@ -118,19 +126,13 @@ def load_model(config: ModelConfig, world: World = ALONE) -> LoadedModel:
             "leave it out: this model's index_head_dim is no power of two",
         )
     check_ranks(shape, world.size, str(config_path))
+    layout = layout_of(directory, family, shape, world)
     # Before the weights: it takes seconds, they may take minutes.
     tokenizer = load_tokenizer(directory) if (directory / "tokenizer.json").is_file() else None
     model = family.build(shape, ModelOptions(dtype, device, world=world, index_fp8=config.index_fp8))
     try:
-        with Checkpoint(directory) as checkpoint:
-            load_parameters(
-                model,
-                checkpoint,
-                family.stored_name,
-                device=device,
-                unused=lambda names: family.unused(shape, world, names),
-                part=lambda name: Part(family.split(name).dim, world.rank, world.size),
-            )
+        with Checkpoint(directory, layout.file) as checkpoint:
+            load_parameters(model, checkpoint, layout, device=device, progress=_progress(console, world))
     except InputError as error:
         if config.ckpt_path is None:
             raise DsakvError(error.message, f"remove {directory}: it is made anew") from error
@@ -149,6 +151,17 @@ def load_model(config: ModelConfig, world: World = ALONE) -> LoadedModel:
     name = "tiny-random (embedded)" if config.ckpt_path is None else directory.resolve().name
     eos = tokenizer.eos_token_ids if tokenizer else generation_eos_ids(directory) or _config_eos_ids(marked)
     return LoadedModel(ready, directory, eos, tokenizer, shape, name, random_weights, config.index_fp8)
+
+
+def _progress(console: Console | None, world: World) -> Progress:
+    """A bar for the user to look at, where there is time to; ranks load equal parts, and one of them talks."""
+    if console is None or world.rank:
+        return silent
+
+    def bar(n_bytes: int) -> AbstractContextManager[Callable[[int], None]]:
+        return console.megabytes(n_bytes, "loading weights") if n_bytes >= SHOWN_FROM else silent(n_bytes)
+
+    return bar
 
 
 def _config_eos_ids(config: dict[str, Any]) -> frozenset[int]:

@@ -49,7 +49,7 @@ def trace(name: str, config: Config, console: Console) -> RunDir:
     else:
         RunDir.check_free(config.trace.out)
     workload = build(name, config)
-    loaded = load_model(config.model)
+    loaded = load_model(config.model, console=console)
     announce(loaded, console)
     requests, counts = _draw(workload, config, loaded, console)
     engine = make_engine(config, loaded, record=True)
