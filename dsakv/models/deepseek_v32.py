@@ -50,16 +50,28 @@ class Indexer(nn.Module):
         q = self._prepare(self.wq_b(q_latent).view(len(x), self.n_heads, self.head_dim), rope)  # [T, H, D]
         weights = self.weights_proj(x.float()) * (self.n_heads**-0.5 * self.head_dim**-0.5)  # [T, H]
         longest = max(segment.seq_len for segment in kv.segments)
-        scores = torch.full((len(x), longest), -torch.inf, device=x.device)  # [T, S]
+        k, step = min(self.top_k, longest), reference.score_rows(longest, x.device)
+        chosen, chosen_scores = [], []
+        for start in range(0, len(x), step):  # a chunk's scores over a long context would be the largest tensor of all
+            scores = self._scores(q, weights, kv, slice(start, min(start + step, len(x))), longest)
+            chosen.append(self.world.broadcast(self.kernels.top_k(scores, k)))  # ranks must read the same rows
+            chosen_scores.append(scores.gather(1, chosen[-1]))
+        return Selection(torch.cat(chosen), torch.cat(chosen_scores), (positions + 1).clamp(max=k))
+
+    def _scores(self, q: Tensor, weights: Tensor, kv: LayerCache, tile: slice, longest: int) -> Tensor:
+        """Scores ``[t, longest]`` of the queries ``tile``, ``-inf`` for what they must not see."""
+        scores = torch.full((tile.stop - tile.start, longest), -torch.inf, device=q.device)
         for i, (rows, seq_len) in enumerate(kv.segments):
-            self.kernels.index_scores(q[rows], weights[rows], kv.index_keys(i), None, scores[rows, :seq_len])
+            first, stop = max(rows.start, tile.start), min(rows.stop, tile.stop)
+            if first >= stop:
+                continue
+            part = scores[first - tile.start : stop - tile.start, :seq_len]
+            self.kernels.index_scores(q[first:stop], weights[first:stop], kv.index_keys(i), None, part)
             length = rows.stop - rows.start
             if length > 1:  # within the step's own tokens a query must not see later keys
-                own = scores[rows, seq_len - length : seq_len]
-                own.masked_fill_(torch.ones_like(own, dtype=torch.bool).triu_(1), -torch.inf)
-        k = min(self.top_k, longest)
-        chosen = self.world.broadcast(self.kernels.top_k(scores, k))  # ranks must read the same rows
-        return Selection(chosen, scores.gather(1, chosen), (positions + 1).clamp(max=k))
+                own = part[:, seq_len - length :]
+                own.masked_fill_(torch.ones_like(own, dtype=torch.bool).triu_(1 + first - rows.start), -torch.inf)
+        return scores
 
     def _prepare(self, x: Tensor, rope: Rope) -> Tensor:
         rotated, rest = x.split([self.rope_dim, self.head_dim - self.rope_dim], dim=-1)
