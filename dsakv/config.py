@@ -38,7 +38,7 @@ class ModelConfig(Section, frozen=True):
     ckpt_path: Annotated[
         Text | None,
         key(
-            "Checkpoint directory (Hugging Face layout). Without it the embedded random-weight model runs.",
+            "Checkpoint directory, as released or converted. Without it the embedded random-weight model runs.",
             old_env="CKPT_PATH",
         ),
     ] = None

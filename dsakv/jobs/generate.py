@@ -45,7 +45,7 @@ def generate(config: Config, console: Console, world: World = ALONE) -> None:
     elif config.trace.out is not None:
         console.warn("--trace-out does nothing without --trace-enable")
     prompts = [] if given.interactive else read_prompts(config)  # a bad file is told of before weights are read
-    loaded = load_together(config, world)
+    loaded = load_together(config, world, console)
     announce(loaded, console)
     engine = make_engine(config, loaded, world, record=config.trace.enable)
     requests = to_requests(prompts, config, loaded)

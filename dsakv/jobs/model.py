@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -12,19 +14,25 @@ from safetensors import SafetensorError
 
 import dsakv
 from dsakv.config import ModelConfig
+from dsakv.console import Console
 from dsakv.distributed import ALONE, World
 from dsakv.errors import DsakvError, InputError
+from dsakv.kernels.select import is_slow, kernels_for
 from dsakv.kv.formats import row_format
 from dsakv.models.contracts import Model
 from dsakv.models.dsa_shape import DsaShape, check_fp8, check_ranks
 from dsakv.models.options import ModelOptions
-from dsakv.models.registry import Family, family_of, read_config
+from dsakv.models.registry import family_of, read_config
 from dsakv.models.tiny import ensure_tiny_model
 from dsakv.tokenizer import Tokenizer, generation_eos_ids, load_tokenizer
-from dsakv.weights.checkpoint import Checkpoint, Part, load_parameters
+from dsakv.weights.checkpoint import Checkpoint
+from dsakv.weights.layout import Layout, layout_of
+from dsakv.weights.load import Progress, load_parameters, silent
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "fp8": torch.bfloat16}
 """What models of each precision compute in, quantised projections aside."""
+SHOWN_FROM = 1_000_000_000
+"""Bytes of weights whose loading is worth a progress bar."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,8 @@ class LoadedModel:
     random_weights: bool
     precision: Literal["float32", "bfloat16", "fp8"]
     index_fp8: bool
+    slow_kernels: bool
+    """Whether a GPU runs the plain PyTorch kernels, because the package that compiles its own is missing."""
 
     @property
     def max_seq_len(self) -> int:
@@ -84,10 +94,11 @@ def cache_home(environ: dict[str, str] | os._Environ[str] = os.environ) -> Path:
     return Path(os.path.expanduser(environ.get("XDG_CACHE_HOME") or "~/.cache")) / "dsakv"
 
 
-def load_model(config: ModelConfig, world: World = ALONE) -> LoadedModel:
+def load_model(config: ModelConfig, world: World = ALONE, console: Console | None = None) -> LoadedModel:
     """Load the checkpoint that ``config`` names, or the embedded model; with several ranks, this rank's part of it.
 
-    Raises InputError for a checkpoint, shape, device or length that does not work.
+    ``console`` is where rank 0 shows how far it is with a large one. Raises InputError for a checkpoint, shape,
+    device or length that does not work.
     """
     device = choose_device(config.device)
     if config.ckpt_path is None:
@@ -111,7 +122,9 @@ def load_model(config: ModelConfig, world: World = ALONE) -> LoadedModel:
     raw = read_config(config_path)
     family = family_of(raw, str(config_path))
     shape = family.parse_shape(raw, str(config_path))
-    precision = _precision(config.dtype, device, directory, family)
+    check_ranks(shape, world.size, str(config_path))
+    layout = layout_of(directory, family, shape, world)
+    precision = _precision(config.dtype, device, directory, layout)
     fp8 = precision == "fp8"
     index_fp8 = config.index_fp8 or fp8
     if index_fp8 and shape.index_head_dim & (shape.index_head_dim - 1):
@@ -120,22 +133,15 @@ def load_model(config: ModelConfig, world: World = ALONE) -> LoadedModel:
             f"{flag} rotates index keys by a Hadamard matrix, which has no size {shape.index_head_dim}",
             f"{without}: this model's index_head_dim is no power of two",
         )
-    check_ranks(shape, world.size, str(config_path))
     if fp8:
         check_fp8(shape, world.size, str(config_path))
     # Before the weights: it takes seconds, they may take minutes.
     tokenizer = load_tokenizer(directory) if (directory / "tokenizer.json").is_file() else None
-    model = family.build(shape, ModelOptions(_DTYPES[precision], device, world=world, fp8=fp8, index_fp8=index_fp8))
+    options = ModelOptions(_DTYPES[precision], device, kernels_for(device), world=world, fp8=fp8, index_fp8=index_fp8)
+    model = family.build(shape, options)
     try:
-        with Checkpoint(directory) as checkpoint:
-            load_parameters(
-                model,
-                checkpoint,
-                family.stored_name,
-                device=device,
-                unused=lambda names: family.unused(shape, world, names),
-                part=lambda name: Part(family.split(name).dim, world.rank, world.size),
-            )
+        with Checkpoint(directory, layout.file) as checkpoint:
+            load_parameters(model, checkpoint, layout, device=device, progress=_progress(console, world))
     except InputError as error:
         if config.ckpt_path is None:
             raise DsakvError(error.message, f"remove {directory}: it is made anew") from error
@@ -153,27 +159,38 @@ def load_model(config: ModelConfig, world: World = ALONE) -> LoadedModel:
     random_weights = bool(marked.get("dsakv_random_weights", False))
     name = "tiny-random (embedded)" if config.ckpt_path is None else directory.resolve().name
     eos = tokenizer.eos_token_ids if tokenizer else generation_eos_ids(directory) or _config_eos_ids(marked)
-    return LoadedModel(ready, directory, eos, tokenizer, shape, name, random_weights, precision, index_fp8)
+    slow = is_slow(options.kernels, device)
+    return LoadedModel(ready, directory, eos, tokenizer, shape, name, random_weights, precision, index_fp8, slow)
 
 
 def _precision(
-    wanted: Literal["auto", "float32", "bfloat16", "fp8"], device: torch.device, directory: Path, family: Family
+    wanted: Literal["auto", "float32", "bfloat16", "fp8"], device: torch.device, directory: Path, layout: Layout
 ) -> Literal["float32", "bfloat16", "fp8"]:
     """What ``--dtype`` means here. Raises InputError for fp8 of a checkpoint that holds no fp8 weights."""
     if wanted in ("float32", "bfloat16"):
         return wanted
     if wanted == "auto" and device.type == "cpu":
         return "float32"
-    probe = "layers.0.attn.wo.weight"
-    with Checkpoint(directory) as checkpoint:
-        found = checkpoint.names & {probe, family.stored_name(probe)}
-        fp8 = any(checkpoint.describe(name)[0] == "F8_E4M3" for name in found)
+    with Checkpoint(directory, layout.file) as checkpoint:
+        probe = checkpoint.tensors.get(layout.stored_name("layers.0.attn.wo.weight"))
+    fp8 = probe is not None and probe.dtype == "F8_E4M3"
     if wanted == "fp8" and not fp8:
         raise InputError(
             f"--dtype fp8, but {directory} holds no fp8 weights",
             "use --dtype bfloat16; --index-fp8 rounds the indexer alone",
         )
     return "fp8" if fp8 else "bfloat16"
+
+
+def _progress(console: Console | None, world: World) -> Progress:
+    """A bar for the user to look at, where there is time to; ranks load equal parts, and one of them talks."""
+    if console is None or world.rank:
+        return silent
+
+    def bar(n_bytes: int) -> AbstractContextManager[Callable[[int], None]]:
+        return console.megabytes(n_bytes, "loading weights") if n_bytes >= SHOWN_FROM else silent(n_bytes)
+
+    return bar
 
 
 def _config_eos_ids(config: dict[str, Any]) -> frozenset[int]:

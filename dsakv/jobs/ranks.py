@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from dsakv.config import Config
+from dsakv.console import Console
 from dsakv.distributed import ALONE, World, joined
 from dsakv.engine.engine import dismiss
 from dsakv.errors import DsakvError, InputError, PeerLostError
@@ -39,14 +40,14 @@ def run_on_ranks(job: Callable[[World], object], config: Config, place: Place | 
             make_engine(config, load_together(config, world), world, record=False).follow()
 
 
-def load_together(config: Config, world: World) -> LoadedModel:
+def load_together(config: Config, world: World, console: Console | None = None) -> LoadedModel:
     """This rank's share of the model. Where one rank cannot load its own, rank 0 says why, and all end.
 
     Raises InputError and DsakvError as ``load_model`` does.
     """
     loaded, error = None, None
     try:
-        loaded = load_model(config.model, world)
+        loaded = load_model(config.model, world, console)
     except DsakvError as raised:
         error = raised
     for rank, problem in enumerate(world.collect(error)):

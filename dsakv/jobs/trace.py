@@ -51,7 +51,7 @@ def trace(name: str, config: Config, console: Console, world: World = ALONE) -> 
     else:
         RunDir.check_free(config.trace.out)
     workload = build(name, config)
-    loaded = load_together(config, world)
+    loaded = load_together(config, world, console)
     announce(loaded, console)
     requests, counts = _draw(workload, config, loaded, console)
     engine = make_engine(config, loaded, world, record=True)

@@ -1,6 +1,7 @@
 """The kernels of sparse attention in plain PyTorch: the specification that every other one must match.
 
-Working memory is bounded by ``tile_elements`` whatever the context's length, but for the score matrix itself.
+Working memory is bounded by ``tile_elements`` whatever the context's length; callers bound the score matrix by
+``score_rows``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,15 @@ FP8_MAX = 448.0  # largest finite float8_e4m3fn
 def tile_elements(device: torch.device) -> int:
     """Elements of an intermediate: what a core's cache holds on CPU, enough to fill the device elsewhere."""
     return 1 << (20 if device.type == "cpu" else 26)
+
+
+def score_rows(n_keys: int, device: torch.device) -> int:
+    """Queries whose scores for ``n_keys`` keys are held at a time: at most 64 MB on CPU and 1 GB elsewhere, or one row.
+
+    A power of two, so that GEMMs divide a chunk's usual 512 queries, and round, as they would without tiles.
+    """
+    budget = 1 << (24 if device.type == "cpu" else 28)
+    return 1 << max(0, (budget // n_keys).bit_length() - 1)
 
 
 def index_scores(q: Tensor, weights: Tensor, keys: Tensor, key_scale: Tensor | None, out: Tensor) -> None:

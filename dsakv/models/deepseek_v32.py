@@ -55,17 +55,29 @@ class Indexer(nn.Module):
             q, scale = self.kernels.act_quant(q, power_of_two_scale=self.ue8m0, block=self.head_dim)
             weights = weights * scale.squeeze(-1)
         longest = max(segment.seq_len for segment in kv.segments)
-        scores = torch.full((len(x), longest), -torch.inf, device=x.device)  # [T, S]
+        k, step = min(self.top_k, longest), reference.score_rows(longest, x.device)
+        chosen, chosen_scores = [], []
+        for start in range(0, len(x), step):  # a chunk's scores over a long context would be the largest tensor of all
+            scores = self._scores(q, weights, kv, slice(start, min(start + step, len(x))), longest)
+            chosen.append(self.world.broadcast(self.kernels.top_k(scores, k)))  # ranks must read the same rows
+            chosen_scores.append(scores.gather(1, chosen[-1]))
+        return Selection(torch.cat(chosen), torch.cat(chosen_scores), (positions + 1).clamp(max=k))
+
+    def _scores(self, q: Tensor, weights: Tensor, kv: LayerCache, tile: slice, longest: int) -> Tensor:
+        """Scores ``[t, longest]`` of the queries ``tile``, ``-inf`` for what they must not see."""
+        scores = torch.full((tile.stop - tile.start, longest), -torch.inf, device=q.device)
         for i, (rows, seq_len) in enumerate(kv.segments):
+            first, stop = max(rows.start, tile.start), min(rows.stop, tile.stop)
+            if first >= stop:
+                continue
+            part = scores[first - tile.start : stop - tile.start, :seq_len]
             keys = kv.index_keys(i)
-            self.kernels.index_scores(q[rows], weights[rows], keys.values, keys.scale, scores[rows, :seq_len])
+            self.kernels.index_scores(q[first:stop], weights[first:stop], keys.values, keys.scale, part)
             length = rows.stop - rows.start
             if length > 1:  # within the step's own tokens a query must not see later keys
-                own = scores[rows, seq_len - length : seq_len]
-                own.masked_fill_(torch.ones_like(own, dtype=torch.bool).triu_(1), -torch.inf)
-        k = min(self.top_k, longest)
-        chosen = self.world.broadcast(self.kernels.top_k(scores, k))  # ranks must read the same rows
-        return Selection(chosen, scores.gather(1, chosen), (positions + 1).clamp(max=k))
+                own = part[:, seq_len - length :]
+                own.masked_fill_(torch.ones_like(own, dtype=torch.bool).triu_(1 + first - rows.start), -torch.inf)
+        return scores
 
     def _turn(self, x: Tensor, rope: Rope) -> Tensor:
         """Positions into ``x`` ``[T, ..., D]``, and the Hadamard rotation, which spreads what fp8 would round away."""

@@ -45,7 +45,7 @@ def hf_name(name: str) -> str:
     """
     stem, _, leaf = name.rpartition(".")
     if stem in _TOP:
-        return f"{_TOP[stem]}.{leaf}"
+        return f"{_TOP[stem]}.{_LEAVES[leaf]}"
     _, layer, rest = stem.split(".", 2)
     theirs = "e_score_correction_bias" if (rest, leaf) == ("ffn.gate", "bias") else _LEAVES[leaf]
     if rest in _LAYER:

@@ -12,7 +12,12 @@ from dsakv.models.options import ModelOptions
 
 def linear(in_features: int, out_features: int, dtype: torch.dtype) -> nn.Linear:
     """A projection whose weight is kept in ``dtype`` whatever the model's precision."""
-    return nn.Linear(in_features, out_features, bias=False, device="meta", dtype=dtype)
+    return _Linear(in_features, out_features, bias=False, device="meta", dtype=dtype)
+
+
+class _Linear(nn.Linear):
+    def reset_parameters(self) -> None:
+        """Nothing: drawing random numbers on ``meta`` is most of what a model of 45,000 projections takes to build."""
 
 
 class Fp8Linear(nn.Module):

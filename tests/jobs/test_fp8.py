@@ -23,6 +23,7 @@ from dsakv.models.deepseek_v32_shape import parse_shape
 from dsakv.models.dsa_shape import check_fp8
 from dsakv.models.registry import FAMILIES
 from dsakv.models.tiny import CONFIG
+from dsakv.weights.layout import Layout
 from tests.models.fp8_checkpoints import FP8_SHAPE, write_fp8_checkpoint
 
 ROW_BYTES = 256 + 2 * 4 + 64 * 2
@@ -58,11 +59,12 @@ def test_what_is_said_of_the_model(checkpoint: Path) -> None:
 
 
 def test_what_auto_takes(checkpoint: Path, small_checkpoint: Path) -> None:
-    assert _precision("auto", CUDA, checkpoint, FAMILY) == "fp8"
-    assert _precision("auto", CUDA, small_checkpoint, FAMILY) == "bfloat16"
+    layout = Layout(FAMILY.stored_name)
+    assert _precision("auto", CUDA, checkpoint, layout) == "fp8"
+    assert _precision("auto", CUDA, small_checkpoint, layout) == "bfloat16"
     for directory in (checkpoint, small_checkpoint):
-        assert _precision("auto", torch.device("cpu"), directory, FAMILY) == "float32"
-        assert _precision("bfloat16", CUDA, directory, FAMILY) == "bfloat16"
+        assert _precision("auto", torch.device("cpu"), directory, layout) == "float32"
+        assert _precision("bfloat16", CUDA, directory, layout) == "bfloat16"
 
 
 def test_a_checkpoint_without_fp8_weights_is_refused(small_checkpoint: Path) -> None:
@@ -90,7 +92,7 @@ O_PROJ = "model.layers.1.self_attn.o_proj.weight"
             lambda t: t.update({f"{O_PROJ}_scale_inv": torch.ones(1, 4)}),
             r"has shape \[1, 4\], the model needs \[2, 4\]",
         ),
-        (lambda t: t.update({"lm_head.weight": t["lm_head.weight"].to(torch.float8_e4m3fn)}), "has dtype F8_E4M3"),
+        (lambda t: t.update({"lm_head.weight": t["lm_head.weight"].to(torch.float8_e4m3fn)}), "lacks tensor lm_head.weight_scale_inv, the scales of lm_head.weight"),
     ],
 )
 def test_tensors_that_do_not_fit(

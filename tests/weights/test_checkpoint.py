@@ -1,68 +1,15 @@
-"""A model filled from safetensors files: exactly its tensors, from any division into shards, or a clear refusal."""
+"""A directory of safetensors files read as one table: any division into shards, or a clear refusal."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import load_file
 
-from dsakv.errors import InputError
-from dsakv.weights.checkpoint import Checkpoint, load_parameters
-
-INDEX = "model.safetensors.index.json"
-CPU = torch.device("cpu")
-Tensors = dict[str, Tensor]
-
-
-class Toy(nn.Module):
-    """Parameters of two dtypes on ``meta``, as model families declare them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.proj = nn.Linear(3, 2, bias=False, device="meta", dtype=torch.bfloat16)
-        self.norm = nn.LayerNorm(2, device="meta", dtype=torch.float32)
-
-
-def toy_tensors() -> Tensors:
-    generator = torch.Generator().manual_seed(0)
-    return {
-        "w": torch.randn(2, 3, generator=generator),
-        "g": torch.randn(2, generator=generator),
-        "b": torch.randn(2, generator=generator),
-    }
-
-
-NAMES = {"proj.weight": "w", "norm.weight": "g", "norm.bias": "b"}
-
-
-def nothing(names: set[str]) -> set[str]:
-    return set()
-
-
-def load(directory: Path, unused: Callable[[set[str]], set[str]] = nothing) -> Toy:
-    model = Toy()
-    with Checkpoint(directory) as checkpoint:
-        load_parameters(model, checkpoint, NAMES.__getitem__, device=CPU, unused=unused)
-    return model
-
-
-def write(directory: Path, shards: dict[str, Tensors], index: dict[str, str] | None = None) -> Path:
-    directory.mkdir(exist_ok=True)
-    for name, tensors in shards.items():
-        save_file(tensors, directory / name)
-    if index is not None:
-        (directory / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}))
-    return directory
-
-
-def two_shards(tensors: Tensors) -> tuple[dict[str, Tensors], dict[str, str]]:
-    shards = {"a.safetensors": {"w": tensors["w"]}, "b.safetensors": {"g": tensors["g"], "b": tensors["b"]}}
-    return shards, {name: file for file, own in shards.items() for name in own}
+from dsakv.weights.checkpoint import Checkpoint, Part
+from tests.weights.toy import INDEX, load, refusal, toy_tensors, two_shards, write
 
 
 @pytest.mark.parametrize("layout", ["one file", "two files", "two files and an index"])
@@ -104,47 +51,23 @@ def test_tensors_without_a_part_in_the_model_may_be_ignored(tmp_path: Path) -> N
 def test_the_header_tells_dtype_and_shape(tmp_path: Path) -> None:
     write(tmp_path, {"model.safetensors": {"w": torch.zeros(2, 3, dtype=torch.bfloat16)}})
     with Checkpoint(tmp_path) as checkpoint:
-        assert checkpoint.names == {"w"}
-        assert checkpoint.describe("w") == ("BF16", (2, 3))
+        assert checkpoint.tensors == {"w": ("BF16", (2, 3), (0, 0))}
 
 
-def refusal(directory: Path) -> InputError:
-    with pytest.raises(InputError) as caught:
-        load(directory)
-    assert caught.value.hint
-    return caught.value
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"w": torch.zeros(3, 2)}, r"tensor w in .* has shape \[3, 2\], the model needs \[2, 3\]"),
-        ({"w": torch.zeros(6)}, r"has shape \[6\]"),
-        ({"w": torch.zeros(2, 3, dtype=torch.int64)}, "has dtype I64"),
-        ({"w": torch.zeros(2, 3, dtype=torch.float64)}, "has dtype F64"),
-        ({"w": torch.zeros(2, 3).to(torch.float8_e4m3fn)}, "has dtype F8_E4M3"),
-        ({"extra": torch.zeros(1), "more": torch.zeros(1)}, r"holds tensor extra .* \(2 in all\)"),
-    ],
-)
-def test_tensors_that_do_not_fit(change: Tensors, message: str, tmp_path: Path) -> None:
-    error = refusal(write(tmp_path, {"model.safetensors": toy_tensors() | change}))
-    assert str(tmp_path) in error.message
-    with pytest.raises(InputError, match=message):
-        raise error
-
-
-def test_nothing_is_loaded_before_everything_is_checked(tmp_path: Path) -> None:
-    write(tmp_path, {"model.safetensors": toy_tensors() | {"b": torch.zeros(3)}})
-    model = Toy()
-    with Checkpoint(tmp_path) as checkpoint, pytest.raises(InputError, match="tensor b"):
-        load_parameters(model, checkpoint, NAMES.__getitem__, device=CPU, unused=nothing)
-    assert all(parameter.is_meta for parameter in model.parameters())
-
-
-def test_a_missing_tensor(tmp_path: Path) -> None:
-    tensors = toy_tensors()
-    del tensors["g"]
-    assert "lacks tensor g" in refusal(write(tmp_path, {"model.safetensors": tensors})).message
+def test_parts_and_wholes_are_views_of_the_mapped_file(tmp_path: Path) -> None:
+    whole = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    write(tmp_path, {"model.safetensors": {"w": whole}})
+    content = (tmp_path / "model.safetensors").read_bytes()
+    with Checkpoint(tmp_path) as checkpoint:
+        mapped = checkpoint.read("w")
+        rows, columns = checkpoint.read("w", Part(0, 1, 3)), checkpoint.read("w", Part(1, 3, 4))
+    assert torch.equal(mapped, whole)
+    assert torch.equal(rows, whole[2:4])
+    assert torch.equal(columns, whole[:, 6:8])
+    assert rows.data_ptr() == mapped[2:4].data_ptr()
+    assert columns.data_ptr() == mapped[:, 6:].data_ptr()
+    mapped.zero_()  # of this process alone
+    assert (tmp_path / "model.safetensors").read_bytes() == content
 
 
 def test_a_directory_without_shards(tmp_path: Path) -> None:
@@ -209,7 +132,7 @@ def test_a_model_of_other_shards_reads_the_same(small_checkpoint: Path, tmp_path
     shards = {f"model-{i}.safetensors": {name: tensors[name] for name in names[i::3]} for i in range(3)}
     index = {name: file for file, own in shards.items() for name in own}
     with Checkpoint(write(tmp_path, shards, index)) as divided, Checkpoint(small_checkpoint) as whole:
-        assert divided.names == whole.names == set(names)
+        assert set(divided.tensors) == set(whole.tensors) == set(names)
         for name in names:
-            assert divided.describe(name) == whole.describe(name)
+            assert divided.tensors[name][:2] == whole.tensors[name][:2]
             assert torch.equal(divided.read(name), whole.read(name))

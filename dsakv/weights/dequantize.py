@@ -1,0 +1,37 @@
+"""Block-scaled float8 weights back into wider numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dsakv.kernels.contract import FP8_BLOCK
+
+
+def dequantize_into(out: Tensor, values: Tensor, scale: Tensor, start: tuple[int, ...]) -> None:
+    """Write ``value * scale``, computed in float32, to ``out`` ``[n, k]`` of any floating dtype.
+
+    ``values`` ``[n, k]`` float8 e4m3 is the part from row and column ``start`` on of a weight whose squares of 128
+    have the scales ``scale`` (float32), so that it may begin within a square. One row of squares at a time: that is
+    all the room it takes.
+    """
+    n, k = values.shape
+    squares = torch.arange(start[1], start[1] + k, device=scale.device) // FP8_BLOCK
+    first = start[0] // FP8_BLOCK
+    wide = scale[first : (start[0] + n - 1) // FP8_BLOCK + 1].index_select(1, squares)  # [rows of squares, k]
+    for i, factors in enumerate(wide):
+        begin = max((first + i) * FP8_BLOCK - start[0], 0)
+        rows = slice(begin, min((first + i + 1) * FP8_BLOCK - start[0], n))
+        out[rows] = _decode(values[rows]).mul_(factors)
+
+
+_TABLE = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+"""Every float8 e4m3 number by its bits."""
+
+
+def _decode(values: Tensor) -> Tensor:
+    """Float8 in float32. On CPU torch converts one number at a time; looking them up is over ten times as fast."""
+    if values.device.type != "cpu":
+        return values.float()
+    bits = values.contiguous().view(torch.uint8).int()
+    return _TABLE.index_select(0, bits.view(-1)).view(values.shape)

@@ -1,0 +1,110 @@
+"""A program: a prefill chunk and two decode steps at 128K tokens, what they cost and whether they selected right."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsakv.kernels import reference
+from dsakv.kv.paged import BlockTable, PagedCache
+from dsakv.models.contracts import Selection
+from scripts import bench_long_context as bench
+
+CONTEXT, CHUNK = 131072, 512
+CHECKED = (0, 127, 128, 300, 511)
+"""Queries of the chunk that are checked, on both sides of the tiles of queries."""
+
+
+class Recorder:
+    """The reference kernels, which keep what was scored, and how large the matrix of scores was."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Tensor, Tensor]] = []
+        self.largest = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(reference, name)
+
+    def index_scores(self, q: Tensor, weights: Tensor, keys: Tensor, key_scale: Tensor | None, out: Tensor) -> None:
+        self.calls.append((q, weights))
+        self.largest = max(self.largest, out.untyped_storage().nbytes())
+        reference.index_scores(q, weights, keys, key_scale, out)
+
+    def take(self, n_layers: int) -> list[tuple[Tensor, Tensor]]:
+        """Queries ``[T, H, D]`` and weights ``[T, H]`` of each layer since the last time."""
+        n = len(self.calls) // n_layers
+        layers = [self.calls[i * n : (i + 1) * n] for i in range(n_layers)]
+        self.calls = []
+        return [(torch.cat([q for q, _ in calls]), torch.cat([w for _, w in calls])) for calls in layers]
+
+
+def faults(selection: Selection, query: int, position: int, q: Tensor, weights: Tensor, keys: Tensor) -> list[str]:
+    """What is wrong with the selection of a query at ``position``, by brute force in float64. ``keys`` ``[S, D]``."""
+    seen = keys[: position + 1].double()
+    scores = (q[query].double() @ seen.T).relu().mul(weights[query].double().unsqueeze(1)).sum(0)  # [position + 1]
+    k = selection.positions.shape[1]
+    boundary, margin = scores.topk(k).values[-1], 1e-5 * scores.abs().max()
+    chosen = selection.positions[query]
+    wrong = []
+    if int(selection.counts[query]) != k or int(chosen.max()) > position:
+        wrong.append(f"query {query} sees beyond {position}")
+        return wrong
+    if not bool((chosen[1:] > chosen[:-1]).all()):
+        wrong.append(f"query {query} has positions out of order")
+    picked = torch.zeros(position + 1, dtype=torch.bool)
+    picked[chosen] = True
+    if bool((picked & (scores < boundary - margin)).any()) or bool((~picked & (scores > boundary + margin)).any()):
+        wrong.append(f"query {query} selects others than the best")
+    if not torch.allclose(selection.scores[query].double(), scores[chosen], rtol=0, atol=float(margin)):
+        wrong.append(f"query {query} has other scores")
+    return wrong
+
+
+def layer_keys(cache: PagedCache, table: BlockTable, layer: int) -> Tensor:
+    blocks = cache.index_rows[layer].view(-1, cache.block_size, cache.index_rows.shape[-1])
+    return blocks[table.ids].flatten(0, 1)
+
+
+def main() -> None:
+    kernels = Recorder()
+    shape = bench.cut_shape()
+    model = bench.random_model(shape, kernels)
+    cache = bench.random_cache(model, CONTEXT + 2)
+    table = bench.scattered(cache)
+    wrong: list[str] = []
+    measured: dict[str, int] = {}
+    for name, start, length, queries in (
+        ("decode", CONTEXT, 1, (0,)),
+        ("decode again", CONTEXT + 1, 1, (0,)),
+        ("chunk", CONTEXT - CHUNK, CHUNK, CHECKED),
+    ):
+        selections: list[Selection] = []
+        cost = bench.measured(lambda: selections.extend(bench.step(model, cache, table, start, length)))  # noqa: B023
+        measured[name] = cost.added_bytes
+        for layer, (selection, (q, weights)) in enumerate(zip(selections, kernels.take(shape.n_layers), strict=True)):
+            keys = layer_keys(cache, table, layer)
+            for query in queries:
+                found = faults(selection, query, start + query, q, weights, keys)
+                wrong += [f"{name}, layer {layer}: {fault}" for fault in found]
+    json.dump(
+        {
+            "wrong": wrong,
+            "largest": kernels.largest,
+            "measured": measured,
+            "bounds": {
+                name: bench.bound_of(bench.working_bytes(shape, CONTEXT, length))
+                for name, length in (("decode", 1), ("decode again", 1), ("chunk", CHUNK))
+            },
+            "resident": bench.resident()[0],
+            "known": bench.total_bytes(model.parameters()) + bench.total_bytes([cache.rows, cache.index_rows]),
+        },
+        sys.stdout,
+    )
+
+
+if __name__ == "__main__":
+    main()
