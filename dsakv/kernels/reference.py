@@ -6,6 +6,7 @@ Working memory is bounded by ``tile_elements`` whatever the context's length; ca
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -30,6 +31,20 @@ def score_rows(n_keys: int, device: torch.device) -> int:
     return 1 << max(0, (budget // n_keys).bit_length() - 1)
 
 
+@functools.cache
+def _float8_numbers() -> Tensor:
+    """The number that each byte stands for, ``[256]`` float32."""
+    with torch.inference_mode(False):
+        return torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+
+
+def widen(x: Tensor) -> Tensor:
+    """``x`` in float32, of whatever float type."""
+    if x.dtype == torch.float8_e4m3fn and x.device.type == "cpu":  # five times as fast as PyTorch's own conversion
+        return _float8_numbers().index_select(0, x.view(torch.uint8).flatten().int()).view(x.shape)
+    return x.float()
+
+
 def index_scores(q: Tensor, weights: Tensor, keys: Tensor, key_scale: Tensor | None, out: Tensor) -> None:
     """Score every key for every query: ``out[t, s] = key_scale[s] * sum_h weights[t, h] * relu(q[t, h] . keys[s])``.
 
@@ -39,11 +54,11 @@ def index_scores(q: Tensor, weights: Tensor, keys: Tensor, key_scale: Tensor | N
     float8; scales are positive, so those of the queries belong into the weights.
     """
     n_queries, n_heads, dim = q.shape
-    flat = q.float().reshape(n_queries * n_heads, dim)
+    flat = widen(q).reshape(n_queries * n_heads, dim)
     gate = weights.unsqueeze(1)  # [T, 1, H]
     step = max(64, tile_elements(q.device) // (n_queries * n_heads))
     for start in range(0, len(keys), step):
-        tile = keys[start : start + step].float()  # [s, D]
+        tile = widen(keys[start : start + step])  # [s, D]
         part = out[:, start : start + step]
         if n_queries == 1:  # keys first: the tall operand stays in place, and no head needs a pass of its own
             torch.mv((tile @ flat.T).relu_(), weights[0], out=part[0])
@@ -130,7 +145,7 @@ def act_quant(x: Tensor, *, power_of_two_scale: bool, block: int = FP8_BLOCK) ->
 
 def dequantize(x: Quantized) -> Tensor:
     """The float32 numbers ``[..., n]`` that ``act_quant`` made ``x`` of, as far as it kept them."""
-    blocks = x.values.float().view(*x.scale.shape, -1)
+    blocks = widen(x.values).view(*x.scale.shape, -1)
     return (blocks * x.scale.unsqueeze(-1)).view(x.values.shape)
 
 
@@ -139,7 +154,7 @@ def weight_dequant(weight: Quantized) -> Tensor:
     values, scale = weight
     n, k = values.shape
     wide = scale.repeat_interleave(FP8_BLOCK, 1)[:, :k]  # [ceil(n / 128), k]
-    return values.float() * wide.repeat_interleave(FP8_BLOCK, 0)[:n]
+    return widen(values) * wide.repeat_interleave(FP8_BLOCK, 0)[:n]
 
 
 def fp8_gemm(x: Quantized, weight: Quantized) -> Tensor:

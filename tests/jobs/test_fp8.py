@@ -92,7 +92,10 @@ O_PROJ = "model.layers.1.self_attn.o_proj.weight"
             lambda t: t.update({f"{O_PROJ}_scale_inv": torch.ones(1, 4)}),
             r"has shape \[1, 4\], the model needs \[2, 4\]",
         ),
-        (lambda t: t.update({"lm_head.weight": t["lm_head.weight"].to(torch.float8_e4m3fn)}), "lacks tensor lm_head.weight_scale_inv, the scales of lm_head.weight"),
+        (
+            lambda t: t.update({"lm_head.weight": t["lm_head.weight"].to(torch.float8_e4m3fn)}),
+            "lacks tensor lm_head.weight_scale_inv, the scales of lm_head.weight",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit(

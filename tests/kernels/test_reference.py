@@ -113,6 +113,14 @@ def test_act_quant_takes_the_nearest_representable_value(values: list[float], po
         assert abs(result - value / scale) <= min(abs(value / scale - grid) for grid in E4M3) + 1e-4
 
 
+def test_widening_keeps_every_float8_number() -> None:
+    every = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    for x in (every, every.view(4, 64)[:, 3:9], every[:0]):
+        torch.testing.assert_close(kernels.widen(x), x.float(), rtol=0, atol=0, equal_nan=True)
+    short = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert torch.equal(kernels.widen(short), short.float())
+
+
 def test_scales_that_are_powers_of_two_stay() -> None:
     powers = 2.0 ** torch.arange(-12, 12)
     quantized = kernels.act_quant((powers * 448).unsqueeze(1), block=1, power_of_two_scale=True)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dsakv.kernels.contract import Quantized
-from dsakv.kernels.reference import weight_dequant
+from dsakv.kernels.reference import act_quant, fp8_gemm, weight_dequant
 from dsakv.models.options import ModelOptions
 from dsakv.models.projections import Fp8Linear, linear, projection, whole_weight
 from tests.models.fp8_checkpoints import dequantize, quantize
@@ -55,6 +55,8 @@ def test_the_error_is_that_of_rounded_inputs(
     x = torch.randn(tokens, 128 * blocks, generator=generator) * size
     x[:, ::7] *= 1e-3  # some that only subnormal numbers hold
     error = (module(x).double() - x.double() @ weight.T).abs()
+    same = fp8_gemm(act_quant(x, power_of_two_scale=ue8m0), Quantized(module.weight, module.scale))
+    assert torch.equal(module(x), same)
     bound = half_steps(x, ue8m0=ue8m0) @ weight.T.abs()
     assert (error <= bound * (1 + 1e-6) + 1e-5 * (x.double().abs() @ weight.T.abs())).all()
     if size >= 1:  # and it is there: the bound is no excuse for rounding nothing
