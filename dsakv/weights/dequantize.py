@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dsakv.kernels.contract import FP8_BLOCK
+from dsakv.kernels.reference import widen
 
 
 def dequantize_into(out: Tensor, values: Tensor, scale: Tensor, start: tuple[int, ...]) -> None:
@@ -22,16 +23,4 @@ def dequantize_into(out: Tensor, values: Tensor, scale: Tensor, start: tuple[int
     for i, factors in enumerate(wide):
         begin = max((first + i) * FP8_BLOCK - start[0], 0)
         rows = slice(begin, min((first + i + 1) * FP8_BLOCK - start[0], n))
-        out[rows] = _decode(values[rows]).mul_(factors)
-
-
-_TABLE = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
-"""Every float8 e4m3 number by its bits."""
-
-
-def _decode(values: Tensor) -> Tensor:
-    """Float8 in float32. On CPU torch converts one number at a time; looking them up is over ten times as fast."""
-    if values.device.type != "cpu":
-        return values.float()
-    bits = values.contiguous().view(torch.uint8).int()
-    return _TABLE.index_select(0, bits.view(-1)).view(values.shape)
+        out[rows] = widen(values[rows]).mul_(factors)
