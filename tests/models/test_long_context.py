@@ -31,7 +31,7 @@ def test_a_chunk_and_decode_steps_at_128k_tokens_with_the_shapes_of_the_released
     environ = os.environ | {
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
-    }  # threads that wait for a busy core take longer
+    }  # threads on busy cores wait for each other
     command = [sys.executable, "-m", "tests.models.long_context"]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environ)
     assert ran.returncode == 0, ran.stderr
@@ -51,7 +51,7 @@ def whole_numbers(*shape: int, high: int, generator: torch.Generator) -> Tensor:
 class ExactIndexer(Indexer):
     """Queries as they are given: sums of small whole numbers are exact, however they are divided."""
 
-    def _prepare(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    def _turn(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         return x
 
 
