@@ -59,8 +59,8 @@ def test_the_error_is_that_of_rounded_inputs(
     assert torch.equal(module(x), same)
     bound = half_steps(x, ue8m0=ue8m0) @ weight.T.abs()
     assert (error <= bound * (1 + 1e-6) + 1e-5 * (x.double().abs() @ weight.T.abs())).all()
-    if size >= 1:  # and it is there: the bound is no excuse for rounding nothing
-        assert error.mean() > bound.mean() / 100
+    if size >= 1 and n >= 64:  # and it is there: the bound is no excuse for rounding nothing
+        assert error.mean() > bound.mean() / 200
 
 
 def test_numbers_that_float8_holds_pass_unrounded() -> None:
