@@ -135,7 +135,7 @@ def make_plan(source: Source, n_ranks: int, piece_bytes: int = PIECE) -> Plan:
 
 def _check_divides(name: str, part: Part, n_ranks: int) -> None:
     dim = split_of(name).dim
-    if dim is None or n_ranks == 1:
+    if dim is None or n_ranks == 1 or name.endswith(".scale"):  # scales are divided as their weights are
         return
     tensor = part.tensor
     size = tensor.shape[dim]

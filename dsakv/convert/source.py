@@ -167,7 +167,10 @@ def _checked(directory: Path, architecture: Architecture, parts: Mapping[str, Pa
     for name, shape in architecture.tensors():
         stored = hf_name(name)
         if stored not in parts:
-            raise InputError(f"{directory} lacks tensor {stored}", f"is the checkpoint complete? else {_WRONG_CONFIG}")
+            hint = f"is the checkpoint complete? else {_WRONG_CONFIG}"
+            if name in parts:
+                hint = "it has DeepSeek's names already, as if converted: give the checkpoint that it was made of"
+            raise InputError(f"{directory} lacks tensor {stored}", hint)
         tensor = parts[stored].tensor
         _check_shape(directory, tensor, shape)
         _check_dtype(directory, tensor, (*_FLOATS, FP8) if may_be_fp8(name) else _FLOATS)
