@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dsakv.convert.architecture import read_architecture
+from dsakv.convert.header import Stored, format_header
+from dsakv.models.deepseek_v32_names import hf_name
 from dsakv.models.tiny import CONFIG, write_checkpoint
 
 Tensors = dict[str, Tensor]
@@ -125,6 +130,24 @@ def save(directory: Path, tensors: Tensors, shards: int = 3) -> None:
         save_file(part, directory / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(part, file)
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def hollow(directory: Path, **dimensions: int) -> int:
+    """Write a bf16 checkpoint of one dense layer whose weights are holes in files; the bytes of its tensors.
+
+    ``dimensions`` are keys of its config; all that are not given are 1.
+    """
+    directory.mkdir()
+    ones = dict.fromkeys((*SHAPE, "n_routed_experts", "index_head_dim", "first_k_dense_replace"), 1)
+    config = ones | dimensions | {"model_type": "deepseek_v32", "num_hidden_layers": 1}
+    (directory / "config.json").write_text(json.dumps(config))
+    total = 0
+    for number, (name, shape) in enumerate(read_architecture(directory / "config.json").tensors()):
+        path, size = directory / f"{number}.safetensors", 2 * math.prod(shape)
+        path.write_bytes(format_header([Stored(hf_name(name), "BF16", shape, 0, size)]))
+        os.truncate(path, path.stat().st_size + size)
+        total += size
+    return total
 
 
 def companions(directory: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -15,8 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dsakv.cli import run
-from dsakv.convert.header import Stored, format_header
-from tests.convert.checkpoints import SHAPE, Tensors, make, save
+from tests.convert.checkpoints import Tensors, hollow, make, save
 
 COMMAND = "convert --hf-ckpt-path source --save-path out"
 FIRST = "source/model-00001-of-00002.safetensors"
@@ -113,48 +111,9 @@ def swapped() -> None:
 
 
 def huge() -> None:
-    """A checkpoint of 35 TB that takes no room: its files are holes."""
+    """A checkpoint of 17.6 TB that takes no room."""
     shutil.rmtree("source")
-    Path("source").mkdir()
-    rows, columns = 1 << 31, 2048
-    ones = dict.fromkeys((*SHAPE, "n_routed_experts", "index_head_dim", "first_k_dense_replace"), 1)
-    values = ones | {"model_type": "deepseek_v32", "vocab_size": rows, "hidden_size": columns}
-    write("source/config.json", json.dumps(values))()
-    wide = {"model.embed_tokens.weight": (rows, columns), "lm_head.weight": (rows, columns)}
-    prefix = "model.layers.0"
-    rest: dict[str, tuple[int, ...]] = {
-        "model.norm.weight": (columns,),
-        f"{prefix}.input_layernorm.weight": (columns,),
-        f"{prefix}.post_attention_layernorm.weight": (columns,),
-        f"{prefix}.self_attn.q_a_proj.weight": (1, columns),
-        f"{prefix}.self_attn.q_a_layernorm.weight": (1,),
-        f"{prefix}.self_attn.q_b_proj.weight": (2, 1),
-        f"{prefix}.self_attn.kv_a_proj_with_mqa.weight": (2, columns),
-        f"{prefix}.self_attn.kv_a_layernorm.weight": (1,),
-        f"{prefix}.self_attn.kv_b_proj.weight": (2, 1),
-        f"{prefix}.self_attn.o_proj.weight": (columns, 1),
-        f"{prefix}.self_attn.indexer.wq_b.weight": (1, 1),
-        f"{prefix}.self_attn.indexer.wk.weight": (1, columns),
-        f"{prefix}.self_attn.indexer.k_norm.weight": (1,),
-        f"{prefix}.self_attn.indexer.k_norm.bias": (1,),
-        f"{prefix}.self_attn.indexer.weights_proj.weight": (1, columns),
-        f"{prefix}.mlp.gate_proj.weight": (1, columns),
-        f"{prefix}.mlp.up_proj.weight": (1, columns),
-        f"{prefix}.mlp.down_proj.weight": (columns, 1),
-    }
-    for number, (name, shape) in enumerate(wide.items()):
-        hole(Path(f"source/{number}.safetensors"), {name: shape})
-    hole(Path("source/rest.safetensors"), rest)
-
-
-def hole(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    stored, end = [], 0
-    for name, shape in shapes.items():
-        size = 2 * math.prod(shape)
-        stored.append(Stored(name, "BF16", shape, end, size))
-        end += size
-    path.write_bytes(format_header(stored))
-    os.truncate(path, path.stat().st_size + end)
+    hollow(Path("source"), vocab_size=1 << 31, hidden_size=2048)
 
 
 SHARDS = {
