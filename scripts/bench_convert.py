@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -111,22 +112,28 @@ def settle(source: Path, target: Path, *, cold: bool) -> None:
                     pass
 
 
-def copy(source: Path, target: Path) -> tuple[float, float]:
-    """Seconds that `cp` takes, and with the wait for the disk."""
+def cpu() -> float:
+    """Seconds of processor time of all that was run so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def copy(source: Path, target: Path) -> tuple[float, float, float]:
+    """Seconds that `cp` takes, with the wait for the disk too, and on a processor."""
     target.mkdir()
-    begin = time.perf_counter()
+    begin, before = time.perf_counter(), cpu()
     subprocess.run(["cp", *map(str, shards(source)), str(target)], check=True)
-    copied = time.perf_counter() - begin
+    copied, used = time.perf_counter() - begin, cpu() - before
     subprocess.run(["sync", *map(str, shards(target))], check=True)
-    return copied, time.perf_counter() - begin
+    return copied, time.perf_counter() - begin, used
 
 
-def convert(source: Path, target: Path, *options: str) -> tuple[float, float]:
-    """Seconds that `dsakv convert` takes, start of Python included, and its peak memory in MB."""
+def convert(source: Path, target: Path, *options: str) -> tuple[float, float, float]:
+    """Seconds that `dsakv convert` takes, start of Python included, and on processors; its peak memory in MB."""
     command = [sys.executable, "-c", MEASURED, "convert", "--hf-ckpt-path", str(source), "--save-path", str(target)]
-    begin = time.perf_counter()
+    begin, before = time.perf_counter(), cpu()
     ran = subprocess.run([*command, *options], check=True, capture_output=True, text=True)
-    return time.perf_counter() - begin, int(ran.stderr.splitlines()[-1]) * 1024 / 1e6
+    return time.perf_counter() - begin, cpu() - before, int(ran.stderr.splitlines()[-1]) * 1024 / 1e6
 
 
 def main() -> None:
@@ -147,13 +154,14 @@ def main() -> None:
             rows = []
             for _ in range(options.rounds):
                 settle(source, target, cold=cold)
-                copied, durable = copy(source, target)
+                copied, durable, copy_cpu = copy(source, target)
                 settle(source, target, cold=cold)
-                converted, peak = convert(source, target, *ranks)
+                converted, convert_cpu, peak = convert(source, target, *ranks)
                 peaks.append(peak)
-                rows.append((copied, durable, converted))
+                rows.append((copied, durable, converted, copy_cpu, convert_cpu))
             print("source dropped from the page cache" if cold else "source in the page cache")
-            for name, column in zip(("cp", "cp, on the disk", "convert"), zip(*rows, strict=True), strict=True):
+            names = ("cp", "cp, on the disk", "convert", "cp, CPU", "convert, CPU")
+            for name, column in zip(names, zip(*rows, strict=True), strict=True):
                 middle, span = statistics.median(column), f"{min(column):.2f} to {max(column):.2f}"
                 print(f"  {name:16} {size / middle / 1e6:7,.0f} MB/s  {middle:6.2f} s  ({span})")
             for name, place in (("cp", 0), ("cp, on the disk", 1)):

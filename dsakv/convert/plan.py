@@ -17,8 +17,8 @@ from dsakv.models.deepseek_v32_names import BLOCK, split_of
 
 PIECE = 4 << 20
 """Bytes of a file that have a checksum and are noted as one."""
-CHUNK = 256 << 10
-"""Bytes that a thread moves at once: they stay in its core's cache between reading, checking and writing."""
+CHUNK = 1 << 20
+"""Bytes that a thread reads and checks at once: they stay in its core's cache until they are written."""
 SPAN = 1 << 20
 """Bytes of whole rows that are read at once where columns of them are taken."""
 _ORDER = ("F32", "BF16", "F16", FP8)

@@ -20,6 +20,8 @@ from dsakv.convert.record import ResultFile, digest
 
 BATCH = 512 << 20
 """Bytes that are written before they are made durable and noted: what a kill can cost at most."""
+AT_ONCE = 256 << 10
+"""Bytes of a write: for larger ones the kernel takes longer to find memory."""
 PARTIAL = ".partial"
 
 
@@ -131,7 +133,7 @@ class Writer:
             file.fill(self._plan.source, at, view)
             checksum = zlib.crc32(view, checksum)
             while view:
-                done = os.pwrite(self._files[rank], view, at)
+                done = os.pwrite(self._files[rank], view[:AT_ONCE], at)
                 view, at = view[done:], at + done
         return checksum
 
