@@ -46,7 +46,7 @@ def convert(
             _check_same(record, order, folder, times=not config.verify)
             check_present(plan, folder, record)
             (folder / JOURNAL).unlink(missing_ok=True)  # killed when all was done
-            console.info(f"complete already: {folder} ({len(plan.files)} files, {plan.size / MB:.1f} MB)")
+            console.info(f"complete already: {folder} (ranks: {len(plan.files)}, {plan.size / MB:.1f} MB)")
         if config.verify:
             with console.megabytes(plan.size, f"verifying {folder}") as advance:
                 verify(plan, folder, record, config.workers, advance)
@@ -104,7 +104,7 @@ def _converted(plan: Plan, order: Order, folder: Path, workers: int, batch_bytes
             left = writer.bytes_left
             if begun:
                 console.info(f"going on: {(plan.size - left) / MB:.1f} of {plan.size / MB:.1f} MB are there")
-            with console.megabytes(left, f"converting for {len(plan.files)} ranks") as advance:
+            with console.megabytes(left, "converting") as advance:
                 writer.write(advance)
             plan.source.check_unchanged()
             files = writer.complete()
@@ -120,10 +120,8 @@ def _converted(plan: Plan, order: Order, folder: Path, workers: int, batch_bytes
         raise disk_error(error, folder, f"make room or mend the disk; {_GOES_ON}") from error
     size = sum(file.bytes for file in files) + sum(file.bytes for file in copied)
     seconds = time.monotonic() - start
-    console.info(
-        f"converted: {len(files)} files for the ranks and {len(copied)} beside them, {size / MB:.1f} MB, "
-        f"in {seconds:.1f} s: {folder}"
-    )
+    number = len(files) + len(copied)
+    console.info(f"converted: {number} files, {size / MB:.1f} MB, in {seconds:.1f} s: {folder}")
     return record
 
 
