@@ -188,6 +188,18 @@ def analyze(config: Config) -> None:
         console.print_table(render(outcome.document))
 
 
+@app.command()
+@configured("convert")
+def convert(config: Config) -> None:
+    """Turn a Hugging Face checkpoint into a file for each rank, with the names of DeepSeek's own code."""
+    from dsakv.console import Console
+    from dsakv.jobs.convert import convert as run_convert
+
+    console = Console()
+    for path in run_convert(config.convert, console):
+        console.print_data(str(path))
+
+
 FETCHED = {"fetch.out", "fetch.limit", "fetch.revision"}
 """Keys that every data set has."""
 

@@ -293,6 +293,22 @@ class FileConfig(Section, frozen=True):
     ] = None
 
 
+class ConvertConfig(Section, frozen=True):
+    hf_ckpt_path: Annotated[
+        Text | None, key("Checkpoint to convert, a directory in Hugging Face layout.", old_env="HF_CKPT_PATH")
+    ] = None
+    save_path: Annotated[Text | None, key("Folder for the result, new or empty.", old_env="SAVE_PATH")] = None
+    n_experts: Annotated[
+        int,
+        key("Routed experts, which must be as many as config.json says; 0 takes its word.", old_env="EXPERTS", ge=0),
+    ] = 0
+    model_parallel: Annotated[int, key("Ranks to convert for; each gets a file.", old_env="MP", ge=1)] = 1
+    workers: Annotated[int, key("Threads that read and write side by side.", ge=1, le=64)] = 4
+    verify: Annotated[
+        bool, key("Compare every byte of the result with the checkpoint; a finished result is only compared.")
+    ] = False
+
+
 class GenerateConfig(Section, frozen=True):
     prompt: Annotated[Text | None, key("One prompt.")] = None
     input_file: Annotated[
@@ -401,6 +417,7 @@ class Config(Section, frozen=True):
     generate: GenerateConfig = GenerateConfig()
     analyze: AnalyzeConfig = AnalyzeConfig()
     fetch: FetchConfig = FetchConfig()
+    convert: ConvertConfig = ConvertConfig()
 
 
 _TRACED = ("ruler", "longbenchv2", "sharegpt", "burstgpt", "mooncake", "file")
@@ -411,6 +428,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         **{f"trace {name}": ("model", "launch", "engine", "trace", "workload", "serving", name) for name in _TRACED},
         "trace selfcheck": ("engine", "trace"),
         "analyze": ("analyze",),
+        "convert": ("convert",),
         **{f"fetch-data {name}": ("fetch",) for name in ("ruler", "longbenchv2", "sharegpt", "burstgpt")},
     }
 )

@@ -40,6 +40,7 @@ def test_without_arguments_comes_the_help(capsys: pytest.CaptureFixture[str]) ->
         ("generate --help", "generate", {"trace.resume"}),
         ("trace ruler --help", "trace ruler", {"trace.enable", "workload.max_new_tokens_cap"}),
         ("analyze --help", "analyze", set()),
+        ("convert --help", "convert", set()),
         (
             "fetch-data ruler --help",
             "fetch-data ruler",
@@ -88,6 +89,7 @@ def test_help_shows_every_flag_whole_and_its_default(
         ("trace ruler --trace-sync-cuda --trace-no-sync-cuda", "contradict", "one of them"),
         ("generate --dtype float", "--dtype must be one of auto, float32, bfloat16, fp8", "float32"),
         ("generate --resume", "--resume", ""),
+        ("convert --model-parallel 0", "--model-parallel must be an integer >= 1", "default"),
         ("fetch-data squad", "No such command 'squad'", "dsakv fetch-data --help lists what it takes"),
         ("fetch-data burstgpt --lengths 4096", "--lengths", "--help lists what it takes"),
         ("fetch-data ruler --lengths 4k", "--lengths must be a list of integers >= 1", "4096"),

@@ -16,7 +16,7 @@ LEVELS = [
     {"cli", "options", "worker", "__main__"},
     {"jobs", "report"},
     {"launch"},
-    {"engine", "kv", "weights"},
+    {"engine", "kv", "weights", "convert"},
     {"models", "workloads", "hub", "analysis", "trace"},
     {"distributed", "kernels", "policies", "prefix", "tokenizer", "chat_templates"},
     {"config", "settings", "request", "console", "layout"},
@@ -24,7 +24,7 @@ LEVELS = [
 ]
 """From the top down. Rooms of one level may use each other, but not in a circle."""
 TORCH_ROOMS = {"engine", "models", "kernels", "kv", "weights", "jobs", "distributed"}
-TORCH_FREE_JOBS = {"dsakv.jobs", "dsakv.jobs.analyze", "dsakv.jobs.fetch"}
+TORCH_FREE_JOBS = {"dsakv.jobs", "dsakv.jobs.analyze", "dsakv.jobs.convert", "dsakv.jobs.fetch"}
 """Jobs that run a model are imported when their command is, and only then."""
 HEAVY = {"torch", "transformers", "numpy", "numba", "datasets", "huggingface_hub"}
 
@@ -128,6 +128,7 @@ def test_torch_stays_in_its_rooms(module: str) -> None:
         "analyze --help",
         "trace selfcheck -x",
         "fetch-data ruler --help",
+        "convert --help",
     ],
 )
 def test_help_loads_nothing_heavy(arguments: str) -> None:

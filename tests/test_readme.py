@@ -20,9 +20,10 @@ from dsakv.trace import schema
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TRACED = ("ruler", "longbenchv2", "sharegpt", "burstgpt", "mooncake", "file", "selfcheck")
-COMMANDS = ("generate", *(f"trace {name}" for name in TRACED), "analyze")
+COMMANDS = ("generate", *(f"trace {name}" for name in TRACED), "analyze", "convert")
 NETWORKED = tuple(f"fetch-data {name}" for name in ("ruler", "longbenchv2", "sharegpt", "burstgpt"))
 """Commands that only blocks marked ``sh`` may hold."""
+OLD_VARIABLES = ("CKPT_PATH", "CONFIG", "LIMIT", "HF_CKPT_PATH", "SAVE_PATH", "EXPERTS", "MP")
 SHELL = re.compile(r"[|<>&;$`(]|^\w+=")
 """What makes a line one for the shell; others are run in this process, which has torch loaded."""
 
@@ -50,7 +51,7 @@ def flags_of(command: str, capsys: pytest.CaptureFixture[str]) -> set[str]:
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory like a fresh checkout, with the installed commands on the path."""
     for name in os.environ:
-        if name.startswith(("DSAKV_", "DS_TRACE_")) or name in ("CKPT_PATH", "CONFIG", "LIMIT"):
+        if name.startswith(("DSAKV_", "DS_TRACE_")) or name in OLD_VARIABLES:
             monkeypatch.delenv(name)
     monkeypatch.setenv("DSAKV_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
