@@ -107,7 +107,6 @@ OLD = {
     "HF_CKPT_PATH": ("a", "b"),
     "SAVE_PATH": ("a", "b"),
     "EXPERTS": ("8", "16"),
-    "MP": ("2", "4"),
     "BURSTGPT_CSV": ("a", "b"),
     "DS_TRACE_KV_BLOCK_SIZE": ("16", "32"),
     "DS_TRACE_ENABLE": ("1", "0"),

@@ -1,7 +1,7 @@
 """What of a conversion is on disk already, kept so that a killed one goes on.
 
 Each line is the CRC-32 of its JSON, a space, the JSON. The first says what is converted; each other one that pieces of
-a file are on the disk (with the CRC-32 of each), that a file is whole (with its digest), or that one starts over. A
+a file are on the disk (with the XXH3 value of each), that a file is whole (with its digest), or that one starts over. A
 line is written when what it says holds even if the machine fails; from the first bad line on the journal counts as
 never written.
 """
@@ -28,7 +28,7 @@ JOURNAL = "conversion.journal"
 class _Line(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, kw_only=True):
     rank: int
     pieces: list[tuple[int, int]] = []
-    """Number and CRC-32 of pieces that are on the disk."""
+    """Number and XXH3 value of pieces that are on the disk."""
     digest: str | None = None
     """The file is whole."""
     restart: bool = False
@@ -41,7 +41,7 @@ class Journal:
     def __init__(self, file: BinaryIO, n_ranks: int) -> None:
         self._file = file
         self.checksums: list[dict[int, int]] = [{} for _ in range(n_ranks)]
-        """By rank: the CRC-32 of each piece that is on the disk."""
+        """By rank: the XXH3 value of each piece that is on the disk."""
         self.digests: dict[int, str] = {}
         """By rank: the digest of each file that is whole."""
 

@@ -13,6 +13,7 @@ import numpy as np
 from dsakv.convert.header import ITEM_BYTES, Stored, format_header
 from dsakv.convert.source import FP8, Part, Source
 from dsakv.errors import InputError
+from dsakv.layout import converted_file
 from dsakv.models.deepseek_v32_names import BLOCK, split_of
 
 PIECE = 4 << 20
@@ -129,7 +130,7 @@ def make_plan(source: Source, n_ranks: int, piece_bytes: int = PIECE) -> Plan:
             slots = ranks[rank]
             end = slots[-1].tensor.start + slots[-1].tensor.size if slots else 0
             slots.append(_slot(name, part, split.dim, rank, n_ranks, end))
-    files = [RankFile(f"model{i}-mp{n_ranks}.safetensors", slots, piece_bytes) for i, slots in enumerate(ranks)]
+    files = [RankFile(converted_file(i, n_ranks), slots, piece_bytes) for i, slots in enumerate(ranks)]
     return Plan(source, files, piece_bytes)
 
 

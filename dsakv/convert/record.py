@@ -54,7 +54,7 @@ class Order(Struct, frozen=True, kw_only=True):
 
 
 class ResultFile(_File, frozen=True, kw_only=True):
-    """A rank's file; ``digest`` is the SHA-256 over the CRC-32 values of its pieces, little endian."""
+    """A rank's file; ``digest`` is the SHA-256 over the XXH3 values (64 bit) of its pieces, little endian."""
 
     digest: str
 
@@ -90,8 +90,8 @@ def order_of(plan: Plan) -> Order:
 
 
 def digest(checksums: Sequence[int]) -> str:
-    """Digest of a file by the CRC-32 values of its pieces."""
-    return hashlib.sha256(struct.pack(f"<{len(checksums)}I", *checksums)).hexdigest()
+    """Digest of a file by the XXH3 values of its pieces."""
+    return hashlib.sha256(struct.pack(f"<{len(checksums)}Q", *checksums)).hexdigest()
 
 
 def read_record(folder: Path) -> Record | None:

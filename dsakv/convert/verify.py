@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-import zlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
+from xxhash import xxh3_64
 
 from dsakv.convert.companions import differing
 from dsakv.convert.parallel import in_order
@@ -45,9 +45,9 @@ def verify(plan: Plan, folder: Path, record: Record, workers: int, advance: Call
         files = [stack.enter_context(open(folder / file.name, "rb", buffering=0)) for file in plan.files]
 
         def compare(task: tuple[int, int]) -> int:
-            """The CRC-32 of a piece, which is the same in both places."""
+            """The XXH3 value of a piece, which is the same in both places."""
             rank, piece = task
-            file, checksum = plan.files[rank], 0
+            file, checksum = plan.files[rank], xxh3_64()
             if not hasattr(buffers, "pair"):
                 buffers.pair = tuple(np.empty(CHUNK, np.uint8) for _ in range(2))
             for at, size in file.chunks(piece):
@@ -57,8 +57,8 @@ def verify(plan: Plan, folder: Path, record: Record, workers: int, advance: Call
                 if not np.array_equal(wanted, found[:read]):
                     unequal = np.flatnonzero(wanted[:read] != found[:read])
                     raise _difference(file, at + (int(unequal[0]) if len(unequal) else read))
-                checksum = zlib.crc32(wanted, checksum)
-            return checksum
+                checksum.update(wanted)
+            return checksum.intdigest()
 
         for task, checksum in in_order(plan.pieces(), compare, workers):
             rank, piece = task

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import threading
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+
+from xxhash import xxh3_64
 
 from dsakv.convert.journal import Journal
 from dsakv.convert.parallel import in_order
@@ -75,22 +76,29 @@ class Writer:
 
         However it ends, what was written until then is noted and not written again.
         """
-        batch: dict[int, dict[int, int]] = {}
+        done: list[tuple[int, int, int]] = []  # as threads finish, so that one that fails loses no other's work
+
+        def work(task: tuple[int, int]) -> None:
+            done.append((*task, self._write_piece(task)))
+
+        def note() -> None:
+            written = done[:]
+            del done[: len(written)]  # not clear(): threads go on
+            self._note(written)
+
         size = 0
         try:
-            for task, checksum in in_order(self._todo(), self._write_piece, self._workers):
-                rank, piece = task
-                batch.setdefault(rank, {})[piece] = checksum
+            for task, _ in in_order(self._todo(), work, self._workers):
                 size += self._size(task)
                 advance(self._size(task))
                 if size >= self._batch_bytes:
-                    self._note(batch)
-                    batch, size = {}, 0
+                    note()
+                    size = 0
         except BaseException:
             with suppress(OSError):  # a disk that is full takes no note either
-                self._note(batch)
+                note()
             raise
-        self._note(batch)
+        note()
 
     def check(self, advance: Callable[[int], None]) -> int:
         """Read back what was inherited; ``advance`` is told of bytes.
@@ -125,29 +133,32 @@ class Writer:
                 yield rank, piece
 
     def _write_piece(self, task: tuple[int, int]) -> int:
-        """Compute and write a piece; its CRC-32."""
+        """Compute and write a piece; its XXH3 value."""
         rank, piece = task
-        file, checksum = self._plan.files[rank], 0
+        file, checksum = self._plan.files[rank], xxh3_64()
         for at, size in file.chunks(piece):
             view = self._buffer[:size]
             file.fill(self._plan.source, at, view)
-            checksum = zlib.crc32(view, checksum)
+            checksum.update(view)
             while view:
                 done = os.pwrite(self._files[rank], view[:AT_ONCE], at)
                 view, at = view[done:], at + done
-        return checksum
+        return checksum.intdigest()
 
     def _read_piece(self, task: tuple[int, int]) -> int:
-        """The CRC-32 of a piece as it stands in the file."""
+        """The XXH3 value of a piece as it stands in the file."""
         rank, piece = task
-        checksum = 0
+        checksum = xxh3_64()
         for at, size in self._plan.files[rank].chunks(piece):
             view = self._buffer[:size]
-            checksum = zlib.crc32(view[: read_at(self._files[rank], at, view)], checksum)
-        return checksum
+            checksum.update(view[: read_at(self._files[rank], at, view)])
+        return checksum.intdigest()
 
-    def _note(self, batch: dict[int, dict[int, int]]) -> None:
-        """Make the pieces of ``batch`` durable, then say so."""
+    def _note(self, written: list[tuple[int, int, int]]) -> None:
+        """Make pieces, given with rank and XXH3 value, durable, then say so."""
+        batch: dict[int, dict[int, int]] = {}
+        for rank, piece, checksum in written:
+            batch.setdefault(rank, {})[piece] = checksum
         for rank in batch:
             os.fdatasync(self._files[rank])
         for rank, checksums in batch.items():

@@ -52,7 +52,7 @@ def convert(
                 verify(plan, folder, record, config.workers, advance)
             console.info(f"verified: every byte in {folder} is that of {directory}")
         else:
-            console.info(f"next: {_verifying(config)}")
+            console.info(f"next: {shlex.join(['dsakv', 'generate', '--prompt', 'hello', '--ckpt-path', str(folder)])}")
         return [folder / file.name for file in plan.files]
 
 
@@ -139,12 +139,3 @@ def _check_space(plan: Plan, folder: Path) -> None:
             f"the disk is too full: {needed / MB:.0f} MB are needed in {folder}, {free / MB:.0f} MB are free",
             "free some space, or name a folder on another disk with --save-path",
         )
-
-
-def _verifying(config: ConvertConfig) -> str:
-    """The command that compares the result with its source."""
-    assert config.hf_ckpt_path is not None
-    assert config.save_path is not None
-    flags = ["--hf-ckpt-path", config.hf_ckpt_path, "--save-path", config.save_path]
-    ranks = ["--model-parallel", str(config.model_parallel)] if config.model_parallel != 1 else []
-    return shlex.join(["dsakv", "convert", *flags, *ranks, "--verify"])

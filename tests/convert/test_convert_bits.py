@@ -134,8 +134,8 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     caught = capsys.readouterr()
     assert caught.out.splitlines() == ["out/model0-mp2.safetensors", "out/model1-mp2.safetensors"]
     assert "converted: 10 files, " in caught.err
-    command = caught.err.splitlines()[-1].removeprefix("next: dsakv ")
-    assert run(command.split()) == 0
+    assert caught.err.splitlines()[-1] == "next: dsakv generate --prompt hello --ckpt-path out"
+    assert run(["convert", "--verify"]) == 0
     caught = capsys.readouterr()
     assert "verified: every byte in out is that of source" in caught.err
     before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")}
