@@ -15,8 +15,8 @@ demo: $(READY)  ## Trace RULER on the embedded model, analyze the trace, print t
 	$(RUN) dsakv trace ruler --limit 4 --context-length 4096 --max-new-tokens 32 --batch-size 4 --trace-out $(DEMO)
 	$(RUN) dsakv analyze --input $(DEMO) --lru-caps 8,16,32,64 --policies all --ws-windows 1,4,10,16 --report $(DEMO)/report.html
 
-test: $(READY)  ## Run all tests
-	$(RUN) pytest
+test: $(READY)  ## Run all tests, as many at a time as there are cores
+	$(RUN) pytest -n auto --dist worksteal
 
 check: lint types test  ## Lint, types and tests
 

@@ -122,7 +122,7 @@ CHECKPOINTS = {
     "fp8": Case(
         GENERATE,
         2,
-        f"tensor {GATE} in model has dtype F8_E4M3",
+        f"model lacks tensor {GATE}_scale_inv, the scales of {GATE}",
         tensors(lambda t: t.update({GATE: torch.zeros(8, 64).to(torch.float8_e4m3fn)})),
     ),
     "surplus tensor": Case(

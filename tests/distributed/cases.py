@@ -43,6 +43,7 @@ CASES = {
     "forced": Case("deepseek", {"record": True, "batch_size": 2, "prefill_chunk": 16}, forced=True),
     "dense": Case("dense", {"record": True, "batch_size": 2}),
     "shared layers": Case("glm", {"record": True, "batch_size": 2}),
+    "converted": Case("converted", {"record": True, "batch_size": 2}),
 }
 
 
@@ -60,7 +61,8 @@ def requests(forced: bool) -> list[Request]:
 
 def compute(case: Case, checkpoints: Path, world: World = ALONE) -> tuple[dict[int, list[int]], Selections] | None:
     """Tokens by request, and what was selected; None on a rank that only takes part."""
-    model = load_model(ModelConfig(ckpt_path=str(checkpoints / case.checkpoint), dtype="float32"), world).model
+    name = f"converted-{world.size}" if case.checkpoint == "converted" else case.checkpoint
+    model = load_model(ModelConfig(ckpt_path=str(checkpoints / name), dtype="float32"), world).model
     record = case.options.get("record", False) and world.rank == 0
     engine = Engine(model, EngineOptions(**case.options | {"record": record}), world)
     if world.rank:
