@@ -20,7 +20,7 @@ from dsakv.models.dsa_shape import DsaShape
 from dsakv.models.layers import Embedding, GatedMLP, RMSNorm, RotaryEmbedding, rotate_halves, rotate_pairs
 from dsakv.models.moe import MoE, RoutingShape
 from dsakv.models.options import ModelOptions
-from dsakv.models.projections import linear, projection, whole_weight
+from dsakv.models.projections import linear, projection
 
 Rope = tuple[Tensor, Tensor]
 
@@ -104,7 +104,8 @@ class Attention(nn.Module):
         self.wq_b = projection(shape.q_lora_rank, self.n_heads * qk_dim, options)
         self.wkv_a = projection(shape.dim, shape.kv_lora_rank + shape.qk_rope_head_dim, options)
         self.kv_norm = RMSNorm(shape.kv_lora_rank, LATENT_NORM_EPS, dtype)
-        self.wkv_b = projection(shape.kv_lora_rank, self.n_heads * (shape.qk_nope_head_dim + shape.v_head_dim), options)
+        # Absorbed into queries and outputs, which are not rounded: it is kept wide in fp8 models too.
+        self.wkv_b = linear(shape.kv_lora_rank, self.n_heads * (shape.qk_nope_head_dim + shape.v_head_dim), dtype)
         self.wo = projection(self.n_heads * shape.v_head_dim, shape.dim, options)
         self.indexer = None if layer_id in shape.shared_layers else Indexer(shape, options)
 
@@ -126,7 +127,7 @@ class Attention(nn.Module):
 
         q = self.wq_b(q_latent).view(len(x), self.n_heads, -1)  # [T, H, nope + rope]
         q_nope, q_rope = q.split([shape.qk_nope_head_dim, shape.qk_rope_head_dim], dim=-1)
-        up = whole_weight(self.wkv_b, x.dtype).view(self.n_heads, -1, shape.kv_lora_rank)  # [H, nope + v, kv_lora]
+        up = self.wkv_b.weight.view(self.n_heads, -1, shape.kv_lora_rank)  # [H, nope + v, kv_lora]
         key_up, value_up = up.split([shape.qk_nope_head_dim, shape.v_head_dim], dim=1)
         absorbed = torch.bmm(q_nope.transpose(0, 1), key_up).transpose(0, 1)  # [T, H, kv_lora]
         q = torch.cat((absorbed, rotate_pairs(q_rope, rope)), dim=-1)  # [T, H, R]

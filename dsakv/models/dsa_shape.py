@@ -105,7 +105,6 @@ def check_fp8(shape: DsaShape, n_ranks: int, source: str) -> None:
     if n_ranks > 1:
         nope = shape.qk_nope_head_dim
         divided["n_heads * (qk_nope_head_dim + qk_rope_head_dim)"] = shape.n_heads * (nope + shape.qk_rope_head_dim)
-        divided["n_heads * (qk_nope_head_dim + v_head_dim)"] = shape.n_heads * (nope + shape.v_head_dim)
     for name, value in whole.items():
         if value % BLOCK:
             problem = f"{source}: {name} {value} is no multiple of {BLOCK}, the block that shares an fp8 scale"

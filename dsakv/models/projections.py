@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dsakv.kernels import reference
 from dsakv.kernels.contract import FP8_BLOCK, Quantized
 from dsakv.models.options import ModelOptions
 
@@ -45,17 +44,3 @@ def projection(in_features: int, out_features: int, options: ModelOptions) -> nn
     if options.fp8:
         return Fp8Linear(in_features, out_features, options)
     return linear(in_features, out_features, options.dtype)
-
-
-def whole_weight(module: nn.Linear | Fp8Linear, dtype: torch.dtype) -> Tensor:
-    """The weight ``[n, k]`` of a projection in ``dtype``, which a plain one has already."""
-    if isinstance(module, nn.Linear):
-        return module.weight
-    n, k = module.weight.shape
-    out = torch.empty(n, k, dtype=dtype, device=module.weight.device)
-    step = max(FP8_BLOCK, reference.tile_elements(out.device) // k // FP8_BLOCK * FP8_BLOCK)
-    for start in range(0, n, step):  # only so much of it is ever in float32
-        rows = slice(start, min(start + step, n))
-        scale = module.scale[start // FP8_BLOCK : -(-rows.stop // FP8_BLOCK)]
-        out[rows] = reference.weight_dequant(Quantized(module.weight[rows], scale))
-    return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +48,19 @@ FP8_SHAPE: dict[str, Any] = {
 }
 
 
-def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """``[n, k]`` as float8 and scales ``[ceil(n / 128), ceil(k / 128)]``, each the greatest of its square over 448."""
+def quantize(weight: Tensor, *, power_of_two: bool = False) -> tuple[Tensor, Tensor]:
+    """``[n, k]`` as float8 and scales ``[ceil(n / 128), ceil(k / 128)]``, each the greatest of its square over 448.
+
+    With scales that are powers of two, bfloat16 holds the dequantised numbers too.
+    """
     values = torch.empty(weight.shape, dtype=torch.float8_e4m3fn)
     scale = torch.empty(-(-weight.shape[0] // BLOCK), -(-weight.shape[1] // BLOCK))
     for i in range(scale.shape[0]):
         for j in range(scale.shape[1]):
             square = (slice(i * BLOCK, (i + 1) * BLOCK), slice(j * BLOCK, (j + 1) * BLOCK))
             scale[i, j] = weight[square].abs().max() / 448
+            if power_of_two:
+                scale[i, j] = 2.0 ** math.ceil(math.log2(scale[i, j]))
             values[square] = (weight[square] / scale[i, j]).to(torch.float8_e4m3fn)
     return values, scale
 
@@ -88,7 +94,8 @@ def write_fp8_checkpoint(
     tensors = {}
     for name, tensor in load_file(directory / "model.safetensors").items():
         if name.removesuffix(".weight").endswith(QUANTIZED):
-            tensors[name], tensors[f"{name}_scale_inv"] = quantize(tensor)
+            kept_wide = name.endswith("kv_b_proj.weight")
+            tensors[name], tensors[f"{name}_scale_inv"] = quantize(tensor, power_of_two=kept_wide)
         else:
             tensors[name] = tensor if name.endswith("bias") else tensor.bfloat16()
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})

@@ -190,7 +190,7 @@ def test_what_is_quantised_and_what_is_not(case: Case) -> None:
     held = {name: parameter.dtype for name, parameter in case.model.named_parameters()}
     float8 = {name.removesuffix(".weight") for name, dtype in held.items() if dtype == torch.float8_e4m3fn}
     assert float8 == {name.removesuffix(".scale") for name in held if name.endswith(".scale")}
-    attention = {f"attn.{name}" for name in ("wq_a", "wq_b", "wkv_a", "wkv_b", "wo")}
+    attention = {f"attn.{name}" for name in ("wq_a", "wq_b", "wkv_a", "wo")}
     indexer = {"attn.indexer.wq_b", "attn.indexer.wk"}
     mlps = ["ffn", "ffn.shared_experts", *(f"ffn.experts.{i}" for i in range(8))]
     for layer_id in range(case.shape.n_layers):

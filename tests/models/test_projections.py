@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dsakv.kernels.contract import Quantized
-from dsakv.kernels.reference import act_quant, fp8_gemm, weight_dequant
+from dsakv.kernels.reference import act_quant, fp8_gemm
 from dsakv.models.options import ModelOptions
-from dsakv.models.projections import Fp8Linear, linear, projection, whole_weight
+from dsakv.models.projections import Fp8Linear, projection
 from tests.models.fp8_checkpoints import dequantize, quantize
 
 
@@ -79,17 +78,5 @@ def test_the_result_has_the_dtype_of_the_input() -> None:
     assert torch.equal(module(x), module(x.float()).bfloat16())
 
 
-@pytest.mark.parametrize(("n", "k"), [(320, 256), (9000, 256), (128, 128)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_whole_weight(n: int, k: int, dtype: torch.dtype) -> None:
-    """Made part by part where it is large; also where the last square is cut."""
-    module, weight = make(n, k, torch.Generator().manual_seed(0), ue8m0=True)
-    whole = whole_weight(module, dtype)
-    assert torch.equal(whole, weight_dequant(Quantized(module.weight, module.scale)).to(dtype))
-    assert torch.equal(whole, weight.to(torch.float32).to(dtype))
-
-
-def test_a_plain_projection_is_used_as_it_is() -> None:
-    plain = linear(4, 3, torch.float32)
-    assert whole_weight(plain, torch.float32) is plain.weight
+def test_what_is_not_rounded_is_plain() -> None:
     assert isinstance(projection(4, 3, ModelOptions(index_fp8=True)), nn.Linear)
