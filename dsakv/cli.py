@@ -114,14 +114,20 @@ def _trace(workload: str, config: Config) -> None:
 
 def _run(job: str, config: Config) -> None:
     """Do ``job`` in this process, or on the ranks that it asks for."""
-    from dsakv.launch import ranks_to_start, start_ranks
+    from dsakv.launch import find_place, ranks_to_start, start_ranks
 
     n_ranks = ranks_to_start(config, os.environ)
     if n_ranks > 1:
         if code := start_ranks(job, config, n_ranks):
             raise typer.Exit(code)
-    else:
+        return
+    try:
         run_job(job, config)
+    except PeerLostError as error:
+        place = find_place(os.environ)
+        if place is None or place.rank == 0:
+            raise
+        raise typer.Exit(error.exit_code) from error  # only rank 0 talks
 
 
 def run_job(job: str, config: Config) -> None:
@@ -143,12 +149,7 @@ def run_job(job: str, config: Config) -> None:
         else:
             trace(job.removeprefix("trace "), config, console, world)
 
-    try:
-        run_on_ranks(work, config, place)
-    except PeerLostError as error:
-        if place is None or place.rank == 0:
-            raise
-        raise typer.Exit(error.exit_code) from error  # only rank 0 talks
+    run_on_ranks(work, config, place)
 
 
 @trace_app.command("file")

@@ -55,9 +55,7 @@ class ModelConfig(Section, frozen=True):
     ] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "fp8"],
-        key(
-            "Precision; auto is float32 on CPU, and on CUDA fp8 where the checkpoint holds fp8 weights, else bfloat16."
-        ),
+        key("Precision; auto is float32 on CPU, and on CUDA fp8 where checkpoint and GPU have it, else bfloat16."),
     ] = "auto"
     max_seq_len: Annotated[
         int, key("Longest sequence, prompt and completion together; 0 is what the model allows.", ge=0)

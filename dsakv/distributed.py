@@ -100,8 +100,13 @@ def joined(rank: int, size: int, address: str, port: int, device: torch.device) 
         ) from error
     try:
         yield World(rank, size, control)
-    finally:
-        dist.destroy_process_group()  # its threads would not survive the end of the interpreter
+    except BaseException:
+        if device.type == "cuda":  # NCCL's orderly end may wait for the others, and they for this rank
+            dist.distributed_c10d._abort_process_group()
+        else:
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()  # its threads would not survive the end of the interpreter
 
 
 @contextmanager

@@ -151,6 +151,7 @@ def start_ranks(job: str, config: Config, n_ranks: int) -> int:
         shutil.rmtree(logs, ignore_errors=True)
         return 128 + int(error.sigval)
     except DistError as error:
+        shutil.rmtree(logs, ignore_errors=True)
         raise DsakvError(
             f"the machines do not meet at {settings.rdzv_endpoint}: {error}",
             "start the command on every machine, with the name and a free port of the one with --node-rank 0",
@@ -165,8 +166,9 @@ def _explain(failures: Mapping[int, ProcessFailure], first: int, logs: Path, con
     """The exit code that rank 0 ended with after saying why, or a DsakvError that tells of the rank that died."""
     ended = (PEER_LOST, -signal.SIGTERM, -signal.SIGINT)  # because of others
     rank, failure = min(failures.items(), key=lambda item: (item[1].exitcode in ended, item[1].timestamp, item[0]))
-    if failure.local_rank == first and failure.exitcode > 0 and failure.exitcode != PEER_LOST:
+    if failure.local_rank == first or failure.exitcode == PEER_LOST:
         shutil.rmtree(logs, ignore_errors=True)
+    if failure.local_rank == first and failure.exitcode > 0 and failure.exitcode != PEER_LOST:
         return failure.exitcode
     if failure.exitcode == PEER_LOST:
         raise DsakvError("a rank on another machine is gone", "the command that started it says which, and why")
@@ -175,8 +177,10 @@ def _explain(failures: Mapping[int, ProcessFailure], first: int, logs: Path, con
         raise DsakvError(f"rank {rank} died: {how}", "where memory ran out, use more ranks or shorter prompts")
     log = next(logs.glob(f"**/{failure.local_rank}/stderr.log"), logs)
     lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    if lines:
+        console.info(f"rank {rank} said last:")
     for line in lines[-LAST_LINES:]:
-        console.info(f"rank {rank}: {line}")
+        console.info(f"  {line}")
     raise DsakvError(f"rank {rank} died: {how}", f"its log is {log}")
 
 

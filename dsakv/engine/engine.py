@@ -28,20 +28,18 @@ from dsakv.kv.paged import PagedCache
 from dsakv.models.contracts import Model
 from dsakv.request import Request, Step
 
-NOTHING_MORE: list[Request] | None = None
-"""What rank 0 shares in place of requests when it is done."""
-
 
 def dismiss(world: World) -> None:
     """Let the engines of the other ranks return from ``follow``; rank 0 calls it when it has nothing more to run."""
-    world.share(NOTHING_MORE)
+    world.share(None)
 
 
 class Engine:
     """Runs requests on a model, ``batch_size`` at a time.
 
     Where several ranks hold the model, rank 0's engine is used as if it were alone. Those of the others ``follow``:
-    they take part in what it runs, and decide nothing that depends on the time or on chance.
+    they take part in what it runs, and decide nothing that depends on the time or on chance. They wait in a run until
+    its last step is taken: only then may the next begin, or ``dismiss`` be called.
     """
 
     def __init__(self, model: Model, options: EngineOptions, world: World = ALONE) -> None:
@@ -49,10 +47,12 @@ class Engine:
         self.options = options
         self.world = world
         self._steps = 0
+        self._running = False
 
     def follow(self) -> None:
-        """Take part in the runs of rank 0's engine until ``dismiss``."""
-        while (requests := self.world.share(NOTHING_MORE)) is not None:
+        """Take part in the runs of rank 0's engine until its ``dismiss``."""
+        nothing: list[Request] | None = None
+        while (requests := self.world.share(nothing)) is not None:
             for _ in self._start(requests, VirtualClock()):
                 pass
 
@@ -92,6 +92,8 @@ class Engine:
         """
         waiting = list(requests)
         self.check(waiting)
+        if self._running and self.world.size > 1:
+            raise RuntimeError("the run before has steps left, in which the other ranks wait")
         return self._start(self.world.share(waiting), clock or VirtualClock())
 
     def _start(self, waiting: list[Request], clock: Clock) -> Iterator[Step]:
@@ -117,6 +119,7 @@ class Engine:
         return self._serve(scheduler, cache, clock)
 
     def _serve(self, scheduler: Scheduler, cache: PagedCache, clock: Clock) -> Iterator[Step]:
+        self._running = True
         clock.resume()
         while not scheduler.done:
             if (arrival := scheduler.idle_until) is not None:
@@ -133,6 +136,7 @@ class Engine:
             clock.pause()
             yield step
             clock.resume()
+        self._running = False
 
     @torch.inference_mode()
     def _step(

@@ -17,6 +17,7 @@ from dsakv.convert.source import Source, open_source
 from dsakv.convert.verify import check_present, verify
 from dsakv.convert.write import BATCH, PARTIAL, Writer, sync_folder
 from dsakv.errors import DsakvError, InputError
+from dsakv.layout import converted_ranks
 from dsakv.trace.files import disk_error
 
 _GOES_ON = "the same command goes on where this one stopped"
@@ -67,6 +68,8 @@ def _places(config: ConvertConfig) -> tuple[Path, Path]:
         raise InputError(
             f"--save-path {folder} and --hf-ckpt-path {directory} lie within each other", "name a folder of its own"
         )
+    if converted_ranks(directory) is not None:
+        raise InputError(f"{directory} is converted already", "name the Hugging Face folder that it was made from")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--save-path {folder} is no folder", "name a new or empty folder")
     return directory, folder

@@ -17,7 +17,8 @@ from dsakv.config import ModelConfig
 from dsakv.console import Console
 from dsakv.distributed import ALONE, World
 from dsakv.errors import DsakvError, InputError
-from dsakv.kernels.select import is_slow, kernels_for
+from dsakv.kernels import tile
+from dsakv.kernels.select import kernels_for, why_slow
 from dsakv.kv.formats import row_format
 from dsakv.models.contracts import Model
 from dsakv.models.dsa_shape import DsaShape, check_fp8, check_ranks
@@ -48,8 +49,8 @@ class LoadedModel:
     random_weights: bool
     precision: Literal["float32", "bfloat16", "fp8"]
     index_fp8: bool
-    slow_kernels: bool
-    """Whether a GPU runs the plain PyTorch kernels, because the package that compiles its own is missing."""
+    slow: str | None
+    """What keeps a GPU from its own kernels, if anything does."""
 
     @property
     def max_seq_len(self) -> int:
@@ -159,7 +160,7 @@ def load_model(config: ModelConfig, world: World = ALONE, console: Console | Non
     random_weights = bool(marked.get("dsakv_random_weights", False))
     name = "tiny-random (embedded)" if config.ckpt_path is None else directory.resolve().name
     eos = tokenizer.eos_token_ids if tokenizer else generation_eos_ids(directory) or _config_eos_ids(marked)
-    slow = is_slow(options.kernels, device)
+    slow = why_slow(options.kernels, device, fp8=fp8)
     return LoadedModel(ready, directory, eos, tokenizer, shape, name, random_weights, precision, index_fp8, slow)
 
 
@@ -179,7 +180,7 @@ def _precision(
             f"--dtype fp8, but {directory} holds no fp8 weights",
             "use --dtype bfloat16; --index-fp8 rounds the indexer alone",
         )
-    return "fp8" if fp8 else "bfloat16"
+    return "fp8" if fp8 and (wanted == "fp8" or tile.knows_float8(device)) else "bfloat16"
 
 
 def _progress(console: Console | None, world: World) -> Progress:

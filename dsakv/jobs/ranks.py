@@ -50,12 +50,14 @@ def load_together(config: Config, world: World, console: Console | None = None) 
         loaded = load_model(config.model, world, console)
     except DsakvError as raised:
         error = raised
-    for rank, problem in enumerate(world.collect(error)):
-        if problem is None:
-            continue
-        if world.rank > 0:
+    problems = world.collect(error)
+    if error is not None and world.rank == 0:
+        raise error
+    for rank, problem in enumerate(problems):
+        if problem is not None and world.rank > 0:
             raise PeerLostError("a rank cannot load the model", "rank 0 says why")
-        problem.message = problem.message if rank == 0 else f"rank {rank}: {problem.message}"
-        raise problem
+        if problem is not None:
+            problem.message = f"rank {rank}: {problem.message}"
+            raise problem
     assert loaded is not None
     return loaded

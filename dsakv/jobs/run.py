@@ -47,8 +47,8 @@ def announce(loaded: LoadedModel, console: Console) -> None:
         f"model {loaded.name}: {facts['n_layers']} layers, top-k {facts['index_topk']}, "
         f"{facts['dtype']} on {facts['device']}"
     )
-    if loaded.slow_kernels:
-        console.warn("tilelang is not installed, so the GPU runs plain PyTorch kernels: pip install tilelang")
+    if loaded.slow:
+        console.warn(loaded.slow)
     if loaded.random_weights:
         console.warn(RANDOM_WEIGHTS)
 

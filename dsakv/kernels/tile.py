@@ -38,7 +38,7 @@ def act_quant(x: Tensor, *, power_of_two_scale: bool, block: int = FP8_BLOCK) ->
 def fp8_gemm(x: Quantized, weight: Quantized) -> Tensor:
     """Products in float8, added up in float32; needs tensor cores that know float8 (Ada, Hopper and later)."""
     (n, k), t = weight.values.shape, len(x.values)
-    if k % FP8_BLOCK or t == 0 or not _knows_float8(x.values.device):
+    if k % FP8_BLOCK or t == 0 or not knows_float8(x.values.device):
         return reference.fp8_gemm(x, weight)
     out = torch.empty(t, n, dtype=torch.float32, device=x.values.device)
     program = _program("fp8_gemm", n, k, 16 if t <= 16 else 64)
@@ -54,7 +54,7 @@ def index_scores(q: Tensor, weights: Tensor, keys: Tensor, key_scale: Tensor | N
     """
     t, n_heads, dim = q.shape
     fits = q.dtype == keys.dtype and n_heads % 16 == 0 and dim % 32 == 0 and dim <= 256
-    half = q.dtype in _HALF or (q.dtype == torch.float8_e4m3fn and _knows_float8(q.device))
+    half = q.dtype in _HALF or (q.dtype == torch.float8_e4m3fn and knows_float8(q.device))
     if not (fits and half) or t == 0:
         reference.index_scores(q, weights, keys, key_scale, out)
         return
@@ -109,8 +109,8 @@ def _fast_hadamard() -> Callable[..., Tensor] | None:
     return transform
 
 
-@functools.cache
-def _knows_float8(device: torch.device) -> bool:
+def knows_float8(device: torch.device) -> bool:
+    """Whether the tensor cores of a CUDA device multiply float8: from Ada and Hopper on."""
     return torch.cuda.get_device_capability(device) >= (8, 9)
 
 

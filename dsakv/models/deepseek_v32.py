@@ -219,7 +219,8 @@ def unused_tensors(shape: DsaShape, world: World, names: set[str]) -> set[str]:
     if world.size > 1:
         n_local = shape.n_routed_experts // world.size
         for name in names:
-            expert = split_of(own_name(name) or name).expert
+            own = own_name(name)
+            expert = split_of(own).expert if own else None
             if expert is not None and expert < shape.n_routed_experts and expert // n_local != world.rank:
                 unused.add(name)
     return unused

@@ -142,6 +142,8 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert run(["convert"]) == 0
     assert "complete already: out" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")} == before
+    assert run(["convert", "--hf-ckpt-path", "out", "--save-path", "again"]) == 2
+    assert "error: out is converted already" in capsys.readouterr().err
     shutil.rmtree("out")
     assert run(["convert", "--n-experts", "16"]) == 2
     assert "--n-experts is 16, source/config.json says 8" in capsys.readouterr().err

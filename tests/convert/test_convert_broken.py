@@ -270,6 +270,9 @@ PLACES = {
     "into itself": Case("lie within each other", arguments="--save-path source"),
     "below itself": Case("lie within each other", arguments="--save-path source/out"),
     "above itself": Case("lie within each other", arguments="--save-path ."),
+    "half converted": Case(
+        "source holds weights converted for 1 rank, and", write("source/model0-mp1.safetensors", "")
+    ),
     "into a file": Case("--save-path out is no folder", write("out", "mine")),
     "foreign files": Case("out is not empty: it holds thesis.tex", write("out/thesis.tex", "mine"), code=1),
     "damaged record": Case("out/conversion.json is damaged", write("out/conversion.json", "{"), code=1),

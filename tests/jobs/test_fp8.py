@@ -66,9 +66,12 @@ def test_what_is_said_of_the_model(checkpoint: Path) -> None:
     assert all(name.endswith("kv_b_proj.weight_scale_inv") for name in stored)
 
 
-def test_what_auto_takes(checkpoint: Path, small_checkpoint: Path) -> None:
+def test_what_auto_takes(checkpoint: Path, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layout = Layout(FAMILY.stored_name)
-    assert _precision("auto", CUDA, checkpoint, layout) == "fp8"
+    for capability, taken in (((8, 0), "bfloat16"), ((8, 9), "fp8")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, known=capability: known)
+        assert _precision("auto", CUDA, checkpoint, layout) == taken
+        assert _precision("fp8", CUDA, checkpoint, layout) == "fp8"
     assert _precision("auto", CUDA, small_checkpoint, layout) == "bfloat16"
     for directory in (checkpoint, small_checkpoint):
         assert _precision("auto", torch.device("cpu"), directory, layout) == "float32"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dsakv.kernels import reference, tile
 from dsakv.kernels.contract import Kernels, Quantized
-from dsakv.kernels.select import is_slow, kernels_for
+from dsakv.kernels.select import kernels_for, why_slow
 
 CPU = torch.device("cpu")
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -39,9 +39,17 @@ def test_tile_has_all_kernels() -> None:
 
 def test_the_cpu_runs_the_reference() -> None:
     assert kernels_for(CPU) is reference
-    assert not is_slow(reference, CPU)
-    assert is_slow(reference, torch.device("cuda"))
-    assert not is_slow(tile, torch.device("cuda"))
+    assert why_slow(reference, CPU, fp8=True) is None
+
+
+def test_a_gpu_that_cannot_run_its_own_kernels_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda")
+    assert "tilelang" in (why_slow(reference, cuda, fp8=False) or "")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert "--dtype bfloat16" in (why_slow(tile, cuda, fp8=True) or "")
+    assert why_slow(tile, cuda, fp8=False) is None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert why_slow(tile, cuda, fp8=True) is None
 
 
 def test_what_no_program_fits_goes_to_the_reference() -> None:
