@@ -27,9 +27,10 @@ from typing import Any
 
 import numpy as np
 
-from dsakv.convert.architecture import may_be_fp8, read_architecture, scale_shape
+from dsakv.convert.architecture import may_be_fp8, scale_shape, tensors
 from dsakv.convert.header import ITEM_BYTES, Stored, format_header
 from dsakv.models.deepseek_v32_names import hf_name
+from dsakv.models.shapes import read_config, shape_of
 
 SHARD_BYTES = 1 << 30
 CONFIG: dict[str, Any] = {
@@ -49,6 +50,14 @@ CONFIG: dict[str, Any] = {
     "v_head_dim": 128,
     "index_n_heads": 16,
     "index_head_dim": 128,
+    "index_topk": 2048,
+    "n_group": 1,
+    "topk_group": 1,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 1.0,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 4096,
 }
 MEASURED = """
 import sys
@@ -60,9 +69,9 @@ sys.exit(code)
 """Runs a command line and prints the greatest resident memory of its process, in KB, as the last line."""
 
 
-def tensors(folder: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+def stored_tensors(folder: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     """Name, dtype and shape of each tensor of the model in ``folder``, under Hugging Face's names."""
-    for name, shape in read_architecture(folder / "config.json").tensors():
+    for name, shape in tensors(shape_of(read_config(folder / "config.json"), "config")):
         fp8 = may_be_fp8(name)
         yield hf_name(name), "F8_E4M3" if fp8 else "BF16", shape
         if fp8:
@@ -74,7 +83,7 @@ def make(folder: Path, size: int) -> int:
     folder.mkdir()
     for layers in range(2, 10_000):
         (folder / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": layers}))
-        named = list(tensors(folder))
+        named = list(stored_tensors(folder))
         total = sum(math.prod(shape) * ITEM_BYTES[dtype] for _, dtype, shape in named)
         if total >= size:
             break

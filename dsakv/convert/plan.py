@@ -15,6 +15,7 @@ from dsakv.convert.source import FP8, Part, Source
 from dsakv.errors import InputError
 from dsakv.layout import converted_file
 from dsakv.models.deepseek_v32_names import BLOCK, split_of
+from dsakv.models.dsa_shape import check_ranks
 
 PIECE = 4 << 20
 """Bytes of a file that have a checksum and are noted as one."""
@@ -113,19 +114,14 @@ def make_plan(source: Source, n_ranks: int, piece_bytes: int = PIECE) -> Plan:
 
     Raises InputError where the model does not divide among them.
     """
-    d = source.architecture.dimensions
-    for key, count in (("n_routed_experts", d.n_routed_experts), ("num_attention_heads", d.num_attention_heads)):
-        if count % n_ranks:
-            raise InputError(
-                f"{key} {count} does not divide among {n_ranks} ranks", "give another --model-parallel, such as 1 or 8"
-            )
+    check_ranks(source.shape, n_ranks, str(source.directory / "config.json"))
     names = sorted(source.parts, key=lambda name: (_ORDER.index(source.parts[name].tensor.dtype), name))
     for name in names:
         _check_divides(name, source.parts[name], n_ranks)
     ranks: list[list[Slot]] = [[] for _ in range(n_ranks)]
     for name in names:
         part, split = source.parts[name], split_of(name)
-        holders = range(n_ranks) if split.expert is None else [split.expert * n_ranks // d.n_routed_experts]
+        holders = range(n_ranks) if split.expert is None else [split.expert * n_ranks // source.shape.n_routed_experts]
         for rank in holders:
             slots = ranks[rank]
             end = slots[-1].tensor.start + slots[-1].tensor.size if slots else 0

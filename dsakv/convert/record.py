@@ -33,8 +33,6 @@ class SourceFile(_File, frozen=True, kw_only=True):
 class Order(Struct, frozen=True, kw_only=True):
     """What is converted and how. Equal orders have equal results."""
 
-    model_type: str
-    n_experts: int
     model_parallel: int
     config_sha256: str
     piece_bytes: int
@@ -80,8 +78,6 @@ def order_of(plan: Plan) -> Order:
         for s in source.shards
     ]
     return Order(
-        model_type=source.architecture.dimensions.model_type,
-        n_experts=source.architecture.dimensions.n_routed_experts,
         model_parallel=len(plan.files),
         config_sha256=hashlib.sha256((source.directory / "config.json").read_bytes()).hexdigest(),
         piece_bytes=plan.piece_bytes,

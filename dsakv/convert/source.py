@@ -11,10 +11,12 @@ from typing import BinaryIO, NamedTuple
 
 import orjson
 
-from dsakv.convert.architecture import Architecture, may_be_fp8, read_architecture, scale_shape
+from dsakv.convert.architecture import may_be_fp8, scale_shape, tensors
 from dsakv.convert.header import Shard, Stored, read_shard
 from dsakv.errors import DsakvError, InputError
-from dsakv.models.deepseek_v32_names import hf_name, own_name
+from dsakv.models.deepseek_v32_names import hf_name, own_name, unused
+from dsakv.models.dsa_shape import DsaShape
+from dsakv.models.shapes import read_config, shape_of
 
 INDEX = "model.safetensors.index.json"
 FP8 = "F8_E4M3"
@@ -34,7 +36,7 @@ class Source(NamedTuple):
     """An open checkpoint that is whole and fits its config."""
 
     directory: Path
-    architecture: Architecture
+    shape: DsaShape
     shards: list[Shard]
     files: list[BinaryIO]
     """The shards, open and unbuffered."""
@@ -77,7 +79,11 @@ def open_source(directory: Path) -> Iterator[Source]:
     """
     if not directory.is_dir():
         raise InputError(f"no checkpoint at {directory}", "--hf-ckpt-path names a directory of safetensors files")
-    architecture = read_architecture(directory / "config.json")
+    config = directory / "config.json"
+    if not config.is_file():
+        hint = "--hf-ckpt-path names a checkpoint in Hugging Face layout, with its config.json"
+        raise InputError(f"no model config at {config}", hint)
+    shape = shape_of(read_config(config), str(config))
     listed = _listed(directory)
     with ExitStack() as stack:
         shards, files = [], []
@@ -87,9 +93,9 @@ def open_source(directory: Path) -> Iterator[Source]:
             shards.append(read_shard(path, file, facts.st_size, facts.st_mtime_ns))
             files.append(file)
         stored = _stored(directory, shards, listed)
-        unused = _unused(architecture, stored)
-        parts = {name: stored[name] for name in stored if name not in unused}
-        yield Source(directory, architecture, shards, files, MappingProxyType(_checked(directory, architecture, parts)))
+        left_out = unused(stored, shape.n_layers, shape.shared_layers)
+        parts = {name: stored[name] for name in stored if name not in left_out}
+        yield Source(directory, shape, shards, files, MappingProxyType(_checked(directory, shape, parts)))
 
 
 def _listed(directory: Path) -> dict[str, str]:
@@ -150,21 +156,10 @@ def _stored(directory: Path, shards: list[Shard], listed: Mapping[str, str]) -> 
     return found
 
 
-def _unused(architecture: Architecture, names: Mapping[str, Part]) -> set[str]:
-    """What has no part in decoding: multi-token prediction, RoPE tables, indexers of layers that share a selection."""
-    prefixes = [f"model.layers.{layer_id}.self_attn.indexer." for layer_id in architecture.shared]
-    extra = architecture.dimensions.num_hidden_layers
-    while f"model.layers.{extra}.eh_proj.weight" in names:  # else it is a decoder layer that the config has forgotten
-        prefixes.append(f"model.layers.{extra}.")
-        extra += 1
-    unused = tuple(prefixes)
-    return {name for name in names if name.startswith(unused) or name.endswith("rotary_emb.inv_freq")}
-
-
-def _checked(directory: Path, architecture: Architecture, parts: Mapping[str, Part]) -> dict[str, Part]:
+def _checked(directory: Path, model: DsaShape, parts: Mapping[str, Part]) -> dict[str, Part]:
     """By DeepSeek's names: exactly what the architecture has, in its shapes, in dtypes that can be converted."""
     wanted: dict[str, tuple[int, ...]] = {}
-    for name, shape in architecture.tensors():
+    for name, shape in tensors(model):
         stored = hf_name(name)
         if stored not in parts:
             hint = f"is the checkpoint complete? else {_WRONG_CONFIG}"

@@ -76,7 +76,7 @@ def _places(config: ConvertConfig) -> tuple[Path, Path]:
 
 
 def _check_experts(config: ConvertConfig, source: Source) -> None:
-    there = source.architecture.dimensions.n_routed_experts
+    there = source.shape.n_routed_experts
     if config.n_experts not in (0, there):
         raise InputError(
             f"--n-experts is {config.n_experts}, {source.directory / 'config.json'} says {there}",

@@ -21,9 +21,10 @@ from dsakv.kernels import tile
 from dsakv.kernels.select import kernels_for, why_slow
 from dsakv.kv.formats import row_format
 from dsakv.models.contracts import Model
+from dsakv.models.deepseek_v32 import DeepseekV32
 from dsakv.models.dsa_shape import DsaShape, check_fp8, check_ranks
 from dsakv.models.options import ModelOptions
-from dsakv.models.registry import family_of, read_config
+from dsakv.models.shapes import read_config, shape_of
 from dsakv.models.tiny import ensure_tiny_model
 from dsakv.tokenizer import Tokenizer, generation_eos_ids, load_tokenizer
 from dsakv.weights.checkpoint import Checkpoint
@@ -121,10 +122,9 @@ def load_model(config: ModelConfig, world: World = ALONE, console: Console | Non
             raise InputError(f"no checkpoint at {directory}", "--ckpt-path names a directory of safetensors files")
     config_path = _find_config(config.config) if config.config else directory / "config.json"
     raw = read_config(config_path)
-    family = family_of(raw, str(config_path))
-    shape = family.parse_shape(raw, str(config_path))
+    shape = shape_of(raw, str(config_path))
     check_ranks(shape, world.size, str(config_path))
-    layout = layout_of(directory, family, shape, world)
+    layout = layout_of(directory, shape, world)
     precision = _precision(config.dtype, device, directory, layout)
     fp8 = precision == "fp8"
     index_fp8 = config.index_fp8 or fp8
@@ -139,7 +139,7 @@ def load_model(config: ModelConfig, world: World = ALONE, console: Console | Non
     # Before the weights: it takes seconds, they may take minutes.
     tokenizer = load_tokenizer(directory) if (directory / "tokenizer.json").is_file() else None
     options = ModelOptions(_DTYPES[precision], device, kernels_for(device), world=world, fp8=fp8, index_fp8=index_fp8)
-    model = family.build(shape, options)
+    model = DeepseekV32(shape, options)
     try:
         with Checkpoint(directory, layout.file) as checkpoint:
             load_parameters(model, checkpoint, layout, device=device, progress=_progress(console, world))

@@ -12,10 +12,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from dsakv.distributed import World
 from dsakv.kernels import reference
 from dsakv.models.contracts import Fetch, Fp8Kv, LayerCache, LayerOutput, Selection
-from dsakv.models.deepseek_v32_names import own_name, split_of
 from dsakv.models.dsa_shape import DsaShape
 from dsakv.models.layers import Embedding, GatedMLP, RMSNorm, RotaryEmbedding, rotate_halves, rotate_pairs
 from dsakv.models.moe import MoE, RoutingShape
@@ -205,22 +203,3 @@ class DeepseekV32(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.world.all_gather(self.head(self.norm(hidden)).float())
-
-
-def unused_tensors(shape: DsaShape, world: World, names: set[str]) -> set[str]:
-    """Stored tensors that have no part in this rank's decoding.
-
-    Those are the multi-token-prediction layer, RoPE tables, and the routed experts of other ranks.
-    """
-    unused = {name for name in names if name.endswith("rotary_emb.inv_freq")}
-    extra = f"model.layers.{shape.n_layers}."
-    if f"{extra}eh_proj.weight" in names:  # else it is a decoder layer that the shape has forgotten
-        unused |= {name for name in names if name.startswith(extra)}
-    if world.size > 1:
-        n_local = shape.n_routed_experts // world.size
-        for name in names:
-            own = own_name(name)
-            expert = split_of(own).expert if own else None
-            if expert is not None and expert < shape.n_routed_experts and expert // n_local != world.rank:
-                unused.add(name)
-    return unused

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 BLOCK = 128
@@ -91,6 +92,21 @@ def split_of(name: str) -> Split:
     if last == "wq_b":
         return Split(None if ".indexer." in stem else 0)
     return Split(_SHARDED.get(last))
+
+
+def unused(names: Collection[str], n_layers: int, shared_layers: Iterable[int]) -> set[str]:
+    """Hugging Face's names of stored tensors that have no part in decoding.
+
+    Those are layers of multi-token prediction, RoPE tables, and indexers of layers that share a selection: sharing can
+    be switched on in the config of a model that was trained without it.
+    """
+    prefixes = [f"model.layers.{layer_id}.self_attn.indexer." for layer_id in shared_layers]
+    extra = n_layers
+    while f"model.layers.{extra}.eh_proj.weight" in names:  # else it is a decoder layer that the config has forgotten
+        prefixes.append(f"model.layers.{extra}.")
+        extra += 1
+    left_out = tuple(prefixes)
+    return {name for name in names if name.startswith(left_out) or name.endswith("rotary_emb.inv_freq")}
 
 
 def _indexer_part(rest: str) -> str | None:

@@ -9,7 +9,11 @@ from msgspec import Struct
 
 from dsakv.errors import InputError
 from dsakv.models.deepseek_v32_names import BLOCK
-from dsakv.models.layers import Yarn
+from dsakv.models.yarn import Yarn
+
+LARGEST = 2**31
+"""Of every dimension."""
+MOST_LAYERS = 100_000
 
 
 class DsaShape(Struct, frozen=True, kw_only=True):
@@ -61,8 +65,10 @@ def check(shape: DsaShape, source: str) -> None:
     """Raise InputError for dimensions that no model can have."""
     for name in shape.__struct_fields__:
         value = getattr(shape, name)
-        if type(value) is int and value < (0 if name == "n_dense_layers" else 1):
-            raise InputError(f"{source}: {name} is {value}", "it must be at least 1")
+        if type(value) is int and not (0 if name == "n_dense_layers" else 1) <= value <= LARGEST:
+            raise InputError(f"{source}: {name} is {value}", f"it must be at least 1, at most {LARGEST}")
+    if shape.n_layers > MOST_LAYERS:
+        raise InputError(f"{source}: n_layers is {shape.n_layers}", f"it must be at least 1, at most {MOST_LAYERS}")
     constants = {name: getattr(shape, name) for name in ("route_scale", "norm_eps", "rope_theta")}
     if shape.yarn:
         constants |= {f"YaRN's {name}": value for name, value in vars(shape.yarn).items()}
@@ -121,10 +127,10 @@ def check_fp8(shape: DsaShape, n_ranks: int, source: str) -> None:
 def check_ranks(shape: DsaShape, n_ranks: int, source: str) -> None:
     """Raise InputError where ``n_ranks`` ranks cannot divide the model evenly."""
     divided = {
-        "vocab_size": shape.vocab_size,
-        "n_heads": shape.n_heads,
-        "inter_dim": shape.inter_dim if shape.n_dense_layers else 0,
         "n_routed_experts": shape.n_routed_experts if shape.n_dense_layers < shape.n_layers else 0,
+        "n_heads": shape.n_heads,
+        "vocab_size": shape.vocab_size,
+        "inter_dim": shape.inter_dim if shape.n_dense_layers else 0,
         "moe_inter_dim * n_shared_experts": shape.moe_inter_dim * shape.n_shared_experts,
     }
     for name, value in divided.items():

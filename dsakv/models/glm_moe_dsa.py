@@ -12,8 +12,6 @@ from typing import Any
 
 import msgspec
 
-from dsakv.distributed import World
-from dsakv.models import deepseek_v32
 from dsakv.models.dsa_shape import DsaShape, check
 from dsakv.models.glm_sharing import shared_layers
 from dsakv.models.hf_shape import read_hf_shape
@@ -31,12 +29,3 @@ def parse_shape(config: dict[str, Any], source: str) -> DsaShape:
     check(shape, source)
     shared = shared_layers(config, shape.n_layers, source)
     return msgspec.structs.replace(shape, indexer_rope="interleaved", shared_layers=shared)
-
-
-def unused_tensors(shape: DsaShape, world: World, names: set[str]) -> set[str]:
-    """Stored tensors that have no part in decoding: DeepSeek's, and indexers of layers that share a selection.
-
-    Sharing can be switched on in the config of a model that was trained without it, and such a checkpoint has them.
-    """
-    indexers = tuple(f"model.layers.{layer_id}.self_attn.indexer." for layer_id in shape.shared_layers)
-    return deepseek_v32.unused_tensors(shape, world, names) | {name for name in names if name.startswith(indexers)}

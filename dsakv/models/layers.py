@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from dsakv.models.options import ModelOptions
 from dsakv.models.projections import projection
+from dsakv.models.yarn import Yarn
 
 
 class RMSNorm(nn.Module):
@@ -25,25 +25,6 @@ class RMSNorm(nn.Module):
         # Plain operations: torch's own rms_norm takes several times as long for the few rows of a decode step.
         wide = x.float()
         return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
-
-
-@dataclass(frozen=True)
-class Yarn:
-    """YaRN context extension (Peng et al., 2023, https://arxiv.org/abs/2309.00071)."""
-
-    factor: float
-    original_max_seq_len: int
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    rope_scale: float = 1.0
-    """Factor on cosine and sine (the paper's attention factor)."""
-    softmax_scale: float = 1.0
-    """Factor on the attention logits."""
-
-
-def mscale(factor: float, weight: float) -> float:
-    """YaRN's temperature ``0.1 * weight * ln(factor) + 1`` (section 3.4), 1 where nothing is extended."""
-    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 class RotaryEmbedding:

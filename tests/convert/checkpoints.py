@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dsakv.convert.architecture import read_architecture
+from dsakv.convert.architecture import tensors
 from dsakv.convert.header import Stored, format_header
 from dsakv.models.deepseek_v32_names import hf_name
+from dsakv.models.shapes import read_config, shape_of
 from dsakv.models.tiny import CONFIG, write_checkpoint
 
 Tensors = dict[str, Tensor]
@@ -135,14 +136,15 @@ def save(directory: Path, tensors: Tensors, shards: int = 3) -> None:
 def hollow(directory: Path, **dimensions: int) -> int:
     """Write a bf16 checkpoint of one dense layer whose weights are holes in files; the bytes of its tensors.
 
-    ``dimensions`` are keys of its config; all that are not given are 1.
+    ``dimensions`` are keys of its config; all that are not given are as small as can be.
     """
     directory.mkdir()
     ones = dict.fromkeys((*SHAPE, "n_routed_experts", "index_head_dim", "first_k_dense_replace"), 1)
-    config = ones | dimensions | {"model_type": "deepseek_v32", "num_hidden_layers": 1}
+    least = {"qk_rope_head_dim": 2, "index_head_dim": 2, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 1}
+    config = CONFIG | ones | least | dimensions | {"num_hidden_layers": 1}
     (directory / "config.json").write_text(json.dumps(config))
     total = 0
-    for number, (name, shape) in enumerate(read_architecture(directory / "config.json").tensors()):
+    for number, (name, shape) in enumerate(tensors(shape_of(read_config(directory / "config.json"), "config"))):
         path, size = directory / f"{number}.safetensors", 2 * math.prod(shape)
         path.write_bytes(format_header([Stored(hf_name(name), "BF16", shape, 0, size)]))
         os.truncate(path, path.stat().st_size + size)

@@ -205,14 +205,14 @@ TENSORS = {
 }
 
 CONFIGS = {
-    "no config": Case("cannot read model config source/config.json", Path("source/config.json").unlink),
-    "config no JSON": Case("source/config.json is no JSON", write("source/config.json", "{")),
+    "no config": Case("no model config at source/config.json", Path("source/config.json").unlink),
+    "config no JSON": Case("cannot read model config source/config.json", write("source/config.json", "{")),
     "config no object": Case("source/config.json is no JSON object", write("source/config.json", "[]")),
     "other model": Case("model_type 'llama' is not supported", config(model_type="llama")),
-    "no model type": Case("model_type None is not supported", config(model_type=None)),
+    "no model type": Case("model_type None is not supported", config(model_type=None, index_topk=None)),
     "missing key": Case("q_lora_rank", config(q_lora_rank=None)),
-    "wrong type": Case("hidden_size", config(hidden_size="192")),
-    "no layers": Case("num_hidden_layers", config(num_hidden_layers=0)),
+    "wrong type": Case("Expected `int`, got `str` - at `$.dim`", config(hidden_size="192")),
+    "no layers": Case("n_layers is 0", config(num_hidden_layers=0)),
     "one layer more": Case("lacks tensor model.layers.3.", config(num_hidden_layers=4)),
     "one layer less": Case("holds tensor model.layers.2.", config(num_hidden_layers=2)),
     "other size": Case("the model needs [130, 192]", config(vocab_size=130)),
@@ -231,10 +231,10 @@ CONFIGS = {
 
 RANKS = {
     "experts": Case("n_routed_experts 8 does not divide among 3 ranks", arguments="--model-parallel 3"),
-    "heads": Case("num_attention_heads 4 does not divide among 8 ranks", arguments="--model-parallel 8"),
+    "heads": Case("n_heads 4 does not divide among 8 ranks", arguments="--model-parallel 8"),
     "many ranks": Case("does not divide among 2147483647 ranks", arguments="--model-parallel 2147483647"),
     "dimension": Case(
-        "tensor model.embed_tokens.weight: dimension 0 of 261 does not divide among 2 ranks",
+        "vocab_size 261 does not divide among 2 ranks",
         in_order(
             config(vocab_size=261),
             tensors(

@@ -18,16 +18,14 @@ from dsakv.config import ModelConfig
 from dsakv.distributed import World
 from dsakv.errors import InputError
 from dsakv.jobs.model import LoadedModel, _precision, load_model
-from dsakv.models.deepseek_v32_names import split_of
+from dsakv.models.deepseek_v32_names import hf_name, split_of
 from dsakv.models.deepseek_v32_shape import parse_shape
 from dsakv.models.dsa_shape import check_fp8
-from dsakv.models.registry import FAMILIES
 from dsakv.models.tiny import CONFIG
 from dsakv.weights.layout import Layout
 from tests.models.fp8_checkpoints import FP8_SHAPE, dequantize, write_fp8_checkpoint
 
 ROW_BYTES = 256 + 2 * 4 + 64 * 2
-FAMILY = FAMILIES["deepseek_v32"]
 CUDA = torch.device("cuda")
 
 
@@ -59,7 +57,7 @@ def test_what_is_said_of_the_model(checkpoint: Path) -> None:
     stored = stored_numbers(checkpoint)
     kept = dict(loaded.model.named_parameters())
     for name, parameter in kept.items():
-        tensor = stored.pop(FAMILY.stored_name(name))
+        tensor = stored.pop(hf_name(name))
         wide = any(part in name for part in ("k_norm", "weights_proj", "gate.bias"))
         assert parameter.dtype == (torch.float32 if wide else tensor.dtype), name
         assert torch.equal(parameter.float(), tensor.float())  # bit by bit
@@ -67,7 +65,7 @@ def test_what_is_said_of_the_model(checkpoint: Path) -> None:
 
 
 def test_what_auto_takes(checkpoint: Path, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    layout = Layout(FAMILY.stored_name)
+    layout = Layout(hf_name)
     for capability, taken in (((8, 0), "bfloat16"), ((8, 9), "fp8")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, known=capability: known)
         assert _precision("auto", CUDA, checkpoint, layout) == taken
@@ -178,7 +176,7 @@ def test_ranks_hold_the_whole_between_them(checkpoint: Path, ranks: int) -> None
     stored = stored_numbers(checkpoint)
     cut = set()
     for name in set().union(*parts):
-        split, whole = split_of(name), stored[FAMILY.stored_name(name)].float()
+        split, whole = split_of(name), stored[hf_name(name)].float()
         held = [part[name].float() for part in parts if name in part]
         if split.dim is None:
             assert all(torch.equal(part, whole) for part in held)

@@ -15,13 +15,13 @@ from transformers import GlmMoeDsaConfig
 
 from dsakv.cli import run
 from dsakv.config import ModelConfig
-from dsakv.distributed import ALONE
 from dsakv.errors import InputError
 from dsakv.jobs.model import load_model
+from dsakv.models.deepseek_v32_names import unused
 from dsakv.models.dsa_shape import DsaShape
-from dsakv.models.glm_moe_dsa import parse_shape, unused_tensors
-from dsakv.models.layers import Yarn
-from dsakv.models.registry import family_of
+from dsakv.models.glm_moe_dsa import parse_shape
+from dsakv.models.shapes import shape_of
+from dsakv.models.yarn import Yarn
 from tests.models.checkpoints import GLM_MODELS, save
 
 CONFIG: dict[str, Any] = json.loads((Path(__file__).parent / "glm_5.json").read_text())
@@ -150,7 +150,7 @@ def test_any_value_anywhere_is_a_shape_or_an_input_error(data: st.DataObject, va
     further = ["indexer_types", "index_topk_pattern", "index_topk_freq", "index_skip_topk_offset", "mlp_layer_types"]
     config = CONFIG | {"num_hidden_layers": 2, data.draw(st.sampled_from([*CONFIG, *further])): value}
     try:
-        found: object = family_of(config, "here.json").parse_shape(config, "here.json")
+        found: object = shape_of(config, "here.json")
     except InputError as error:
         found = error.message
     assert isinstance(found, DsaShape) or str(found).startswith("here.json: ")
@@ -198,7 +198,8 @@ def test_what_a_checkpoint_may_hold_beside_the_model(checkpoint: Path, tmp_path:
         "model.layers.6.self_attn.indexer.wk.weight": torch.ones(2),
     }
     config = json.loads((checkpoint / "config.json").read_text())
-    assert unused_tensors(shape(config), ALONE, {*tensors, *extra}) == set(extra)
+    found = shape(config)
+    assert unused({*tensors, *extra}, found.n_layers, found.shared_layers) == set(extra)
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_file(tensors | extra, tmp_path / "model.safetensors")
     model = load_model(ModelConfig(ckpt_path=str(tmp_path), device="cpu")).model

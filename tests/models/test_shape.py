@@ -15,15 +15,14 @@ from hypothesis import strategies as st
 import dsakv
 from dsakv.cli import run
 from dsakv.config import ModelConfig
-from dsakv.distributed import ALONE
 from dsakv.errors import InputError
 from dsakv.jobs.model import load_model
-from dsakv.models.deepseek_v32 import unused_tensors
+from dsakv.models.deepseek_v32_names import unused
 from dsakv.models.deepseek_v32_shape import parse_shape
 from dsakv.models.dsa_shape import DsaShape
-from dsakv.models.layers import Yarn
-from dsakv.models.registry import family_of, read_config
+from dsakv.models.shapes import read_config, shape_of
 from dsakv.models.tiny import CONFIG
+from dsakv.models.yarn import Yarn
 from tests.shapes import SMALL_SHAPE
 
 CONFIGS = Path(dsakv.__file__).parent.parent / "configs"
@@ -229,13 +228,13 @@ def test_a_missing_key_of_hugging_faces_form_is_named(key: str) -> None:
 @pytest.mark.parametrize("kind", ["deepseek_v3", "glm4_moe", [], 3])
 def test_an_unknown_model_type_is_named(kind: Any) -> None:
     with pytest.raises(InputError, match=r"model_type .* is not supported"):
-        family_of(HF_671B | {"model_type": kind}, "here.json")
+        shape_of(HF_671B | {"model_type": kind}, "here.json")
 
 
 def test_deepseeks_form_names_no_model_type() -> None:
-    assert family_of(DEEPSEEK_671B, "here.json").parse_shape(DEEPSEEK_671B, "here.json") == shape(HF_671B)
+    assert shape_of(DEEPSEEK_671B, "here.json") == shape(HF_671B)
     with pytest.raises(InputError, match="model_type None"):
-        family_of({"dim": 3}, "here.json")
+        shape_of({"dim": 3}, "here.json")
 
 
 JSON = st.recursive(
@@ -256,7 +255,7 @@ def test_any_value_anywhere_is_a_shape_or_an_input_error(data: st.DataObject, va
     else:
         config[key] = value
     try:
-        found: object = family_of(config, "here.json").parse_shape(config, "here.json")
+        found: object = shape_of(config, "here.json")
     except InputError as error:
         found = error.message
     assert isinstance(found, DsaShape) or str(found).startswith("here.json: ")
@@ -347,5 +346,5 @@ def test_a_prediction_layer_is_passed_over_and_a_forgotten_one_is_not() -> None:
     rope = "model.layers.0.self_attn.rotary_emb.inv_freq"
     prediction = {"model.layers.3.eh_proj.weight", "model.layers.3.self_attn.o_proj.weight"}
     others = {"model.layers.2.mlp.gate.weight", "model.layers.30.eh_proj.weight"}
-    assert unused_tensors(shape, ALONE, prediction | others | {rope}) == prediction | {rope}
-    assert unused_tensors(shape, ALONE, {"model.layers.3.self_attn.o_proj.weight"}) == set()
+    assert unused(prediction | others | {rope}, shape.n_layers, ()) == prediction | {rope}
+    assert unused({"model.layers.3.self_attn.o_proj.weight"}, shape.n_layers, ()) == set()
