@@ -1,6 +1,7 @@
-"""Folders of converted weights: one ``model{rank}-mp{ranks}.safetensors`` for each rank. No torch.
+"""Which files of a checkpoint folder count. No torch.
 
-Any other folder of safetensors files is in Hugging Face layout, which any number of ranks may read.
+A converted one has ``model{rank}-mp{ranks}.safetensors`` for each rank. Any other folder of safetensors files is in
+Hugging Face layout, which any number of ranks may read.
 """
 
 from __future__ import annotations
@@ -8,9 +9,41 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import orjson
+
 from dsakv.errors import InputError
 
+INDEX = "model.safetensors.index.json"
 _CONVERTED = re.compile(r"model(0|[1-9]\d*)-mp([1-9]\d*)\.safetensors")
+
+
+def listed(directory: Path) -> dict[str, str]:
+    """File by tensor name as the index of a Hugging Face folder has it; empty without an index.
+
+    Raises InputError for an index that is damaged, empty, or names files of other folders.
+    """
+    path = directory / INDEX
+    try:
+        weight_map = orjson.loads(path.read_bytes())["weight_map"]
+        found = {str(name): str(file) for name, file in weight_map.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is damaged: {error}", "download it again") from error
+    if not found:
+        raise InputError(f"{path} lists no tensor", "download it again")
+    for file in found.values():
+        if Path(file).name != file or not file.endswith(".safetensors"):
+            raise InputError(f"{path} lists {file!r}, which is no .safetensors file of its folder", "download it again")
+    return found
+
+
+def shards(directory: Path, index: dict[str, str]) -> list[Path]:
+    """The files of a Hugging Face folder: those that ``index`` lists, or all. Raises InputError where there is none."""
+    files = sorted({directory / file for file in index.values()} or directory.glob("*.safetensors"))
+    if not files:
+        raise InputError(f"{directory} holds no .safetensors file", "name the folder of a checkpoint")
+    return files
 
 
 def converted_file(rank: int, n_ranks: int) -> str:

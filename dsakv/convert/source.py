@@ -9,16 +9,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO, NamedTuple
 
-import orjson
-
 from dsakv.convert.architecture import may_be_fp8, scale_shape, tensors
 from dsakv.convert.header import Shard, Stored, read_shard
 from dsakv.errors import DsakvError, InputError
+from dsakv.layout import INDEX, listed, shards
 from dsakv.models.deepseek_v32_names import hf_name, own_name, unused
 from dsakv.models.dsa_shape import DsaShape
 from dsakv.models.shapes import read_config, shape_of
 
-INDEX = "model.safetensors.index.json"
 FP8 = "F8_E4M3"
 _FLOATS = ("F32", "BF16", "F16")
 _WRONG_CONFIG = "config.json does not fit this checkpoint, or a file of it is from elsewhere"
@@ -84,43 +82,18 @@ def open_source(directory: Path) -> Iterator[Source]:
         hint = "--hf-ckpt-path names a checkpoint in Hugging Face layout, with its config.json"
         raise InputError(f"no model config at {config}", hint)
     shape = shape_of(read_config(config), str(config))
-    listed = _listed(directory)
+    index = listed(directory)
     with ExitStack() as stack:
-        shards, files = [], []
-        for path in sorted({directory / file for file in listed.values()}) or _unlisted(directory):
+        parsed, files = [], []
+        for path in shards(directory, index):
             file = stack.enter_context(_open(path))
             facts = os.fstat(file.fileno())
-            shards.append(read_shard(path, file, facts.st_size, facts.st_mtime_ns))
+            parsed.append(read_shard(path, file, facts.st_size, facts.st_mtime_ns))
             files.append(file)
-        stored = _stored(directory, shards, listed)
+        stored = _stored(directory, parsed, index)
         left_out = unused(stored, shape.n_layers, shape.shared_layers)
         parts = {name: stored[name] for name in stored if name not in left_out}
-        yield Source(directory, shape, shards, files, MappingProxyType(_checked(directory, shape, parts)))
-
-
-def _listed(directory: Path) -> dict[str, str]:
-    """File by tensor name as the index has it; empty without an index."""
-    path = directory / INDEX
-    try:
-        weight_map = orjson.loads(path.read_bytes())["weight_map"]
-        listed = {str(name): str(file) for name, file in weight_map.items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is damaged: {error}", "download it again") from error
-    if not listed:
-        raise InputError(f"{path} lists no tensor", "download it again")
-    for file in listed.values():
-        if Path(file).name != file or not file.endswith(".safetensors"):
-            raise InputError(f"{path} lists {file!r}, which is no .safetensors file of its folder", "download it again")
-    return listed
-
-
-def _unlisted(directory: Path) -> list[Path]:
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise InputError(f"{directory} holds no .safetensors file", "--hf-ckpt-path names a checkpoint directory")
-    return files
+        yield Source(directory, shape, parsed, files, MappingProxyType(_checked(directory, shape, parts)))
 
 
 def _open(path: Path) -> BinaryIO:
@@ -134,23 +107,23 @@ def _open(path: Path) -> BinaryIO:
     raise InputError(f"checkpoint shard {path} is missing", f"download it again; {INDEX} lists it")
 
 
-def _stored(directory: Path, shards: list[Shard], listed: Mapping[str, str]) -> dict[str, Part]:
+def _stored(directory: Path, parsed: list[Shard], index: Mapping[str, str]) -> dict[str, Part]:
     """Every tensor by its own name, as the index has it where there is one."""
     found: dict[str, Part] = {}
-    for number, shard in enumerate(shards):
+    for number, shard in enumerate(parsed):
         for tensor in shard.tensors:
             if tensor.name in found:
-                first = shards[found[tensor.name].shard].path.name
+                first = parsed[found[tensor.name].shard].path.name
                 raise InputError(
                     f"tensor {tensor.name} stands in two files, {first} and {shard.path.name}",
                     f"remove the stray file from {directory}",
                 )
-            if listed and listed.get(tensor.name) != shard.path.name:
+            if index and index.get(tensor.name) != shard.path.name:
                 raise InputError(
                     f"{shard.path} holds {tensor.name}, which {INDEX} places elsewhere", "download both again"
                 )
             found[tensor.name] = Part(tensor, number)
-    for name, file in listed.items():
+    for name, file in index.items():
         if name not in found:
             raise InputError(f"{file} lacks tensor {name} that {INDEX} places there", "download the shard again")
     return found

@@ -7,13 +7,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import orjson
 import torch
 from safetensors import SafetensorError, safe_open
 
 from dsakv.errors import InputError
-
-_INDEX = "model.safetensors.index.json"
+from dsakv.layout import INDEX, listed, shards
 
 
 class Part(NamedTuple):
@@ -65,21 +63,21 @@ class Checkpoint:
     def __enter__(self) -> Checkpoint:
         if not self.directory.is_dir():
             raise InputError(f"no checkpoint at {self.directory}", "--ckpt-path names a directory of safetensors files")
-        listed = self._listed()
-        files = sorted({self.directory / file for file in listed.values()} or self._unlisted())
+        index = listed(self.directory) if self._file is None else {}
+        files = shards(self.directory, index) if self._file is None else [self.directory / self._file]
         for number, path in enumerate(files):
             file = self._open(path)
             for position, name in enumerate(file.offset_keys()):
-                if listed and listed.get(name) != path.name:
-                    raise InputError(f"{path} holds {name}, which {_INDEX} places elsewhere", "download both again")
+                if index and index.get(name) != path.name:
+                    raise InputError(f"{path} holds {name}, which {INDEX} places elsewhere", "download both again")
                 if name in self._owner:
                     raise InputError(f"tensor {name} stands in two files", f"remove the stray file from {path.parent}")
                 view = file.get_slice(name)
                 self._owner[name] = file
                 self.tensors[name] = Stored(view.get_dtype(), tuple(view.get_shape()), (number, position))
-        for name, shard in listed.items():
+        for name, shard in index.items():
             if name not in self._owner:
-                raise InputError(f"{shard} lacks tensor {name} that {_INDEX} places there", "download the shard again")
+                raise InputError(f"{shard} lacks tensor {name} that {INDEX} places there", "download the shard again")
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -88,35 +86,13 @@ class Checkpoint:
 
     def _open(self, path: Path) -> Any:
         if not path.is_file():
-            raise InputError(f"checkpoint shard {path} is missing", f"download it again; {_INDEX} lists it")
+            raise InputError(f"checkpoint shard {path} is missing", f"download it again; {INDEX} lists it")
         try:
             return self._stack.enter_context(safe_open(path, framework="pt"))
         except (SafetensorError, OSError) as error:
             raise InputError(
                 f"checkpoint shard {path} cannot be read: {error}", "it is truncated or damaged: download it again"
             ) from error
-
-    def _listed(self) -> dict[str, str]:
-        """File by tensor name as the index has it; empty without an index."""
-        path = self.directory / _INDEX
-        if self._file is not None or not path.exists():
-            return {}
-        try:
-            weight_map = orjson.loads(path.read_bytes())["weight_map"]
-            listed = {str(name): str(file) for name, file in weight_map.items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} is damaged: {error}", "download it again") from error
-        if not listed:
-            raise InputError(f"{path} lists no tensor", "download it again")
-        return listed
-
-    def _unlisted(self) -> list[Path]:
-        if self._file is not None:
-            return [self.directory / self._file]
-        files = sorted(self.directory.glob("*.safetensors"))
-        if not files:
-            raise InputError(f"{self.directory} holds no .safetensors file", "--ckpt-path names a checkpoint directory")
-        return files
 
     def read(self, name: str, part: Part = WHOLE) -> torch.Tensor:
         """A tensor, or what of it ``part`` picks: a view of the mapped file, of which nothing else is touched."""
