@@ -149,12 +149,21 @@ def dequantize(x: Quantized) -> Tensor:
     return (blocks * x.scale.unsqueeze(-1)).view(x.values.shape)
 
 
-def weight_dequant(weight: Quantized) -> Tensor:
-    """A weight ``[n, k]`` in float32 of its values and its scales ``[ceil(n / 128), ceil(k / 128)]``."""
-    values, scale = weight
+def dequantize_into(out: Tensor, values: Tensor, scale: Tensor, start: tuple[int, ...]) -> None:
+    """Write ``value * scale``, computed in float32, to ``out`` ``[n, k]`` of any floating dtype.
+
+    ``values`` ``[n, k]`` float8 e4m3 is the part from row and column ``start`` on of a weight whose squares of 128
+    have the scales ``scale`` (float32), so that it may begin within a square. One row of squares at a time: that is
+    all the room it takes.
+    """
     n, k = values.shape
-    wide = scale.repeat_interleave(FP8_BLOCK, 1)[:, :k]  # [ceil(n / 128), k]
-    return widen(values) * wide.repeat_interleave(FP8_BLOCK, 0)[:n]
+    squares = torch.arange(start[1], start[1] + k, device=scale.device) // FP8_BLOCK
+    first = start[0] // FP8_BLOCK
+    wide = scale[first : (start[0] + n - 1) // FP8_BLOCK + 1].index_select(1, squares)  # [rows of squares, k]
+    for i, factors in enumerate(wide):
+        begin = max((first + i) * FP8_BLOCK - start[0], 0)
+        rows = slice(begin, min((first + i + 1) * FP8_BLOCK - start[0], n))
+        out[rows] = widen(values[rows]).mul_(factors)
 
 
 def fp8_gemm(x: Quantized, weight: Quantized) -> Tensor:
@@ -167,6 +176,8 @@ def fp8_gemm(x: Quantized, weight: Quantized) -> Tensor:
     step = max(FP8_BLOCK, tile_elements(wide.device) // wide.shape[1] // FP8_BLOCK * FP8_BLOCK)
     parts = []
     for start in range(0, n, step):  # a whole weight in float32 would be four times itself
-        scale = weight.scale[start // FP8_BLOCK : -(-min(start + step, n) // FP8_BLOCK)]
-        parts.append(wide @ weight_dequant(Quantized(weight.values[start : start + step], scale)).T)
+        values = weight.values[start : start + step]
+        part = torch.empty(values.shape, device=wide.device)
+        dequantize_into(part, values, weight.scale, (start, 0))
+        parts.append(wide @ part.T)
     return torch.cat(parts, dim=1)

@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dsakv.errors import DsakvError
+from dsakv.kernels.reference import dequantize_into
 from dsakv.weights.checkpoint import Checkpoint
-from dsakv.weights.dequantize import dequantize_into
 from dsakv.weights.layout import Layout
 from dsakv.weights.plan import Plan, Reading, plan_loading
 

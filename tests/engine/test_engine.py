@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 import torch
 
+from dsakv.distributed import World
 from dsakv.engine.engine import Engine
 from dsakv.engine.options import EngineOptions
 from dsakv.engine.sampling import sample
 from dsakv.errors import DsakvError, InputError
 from dsakv.models.contracts import Model
 from dsakv.request import Completion, Request, Step
+from tests.engine.fakes import FakeModel
 
 
 def run(model: Model, options: EngineOptions, requests: list[Request]) -> tuple[dict[int, Completion], list[Step]]:
@@ -183,3 +187,21 @@ def test_a_tiny_temperature_is_greedy() -> None:
 def test_logits_that_are_not_finite_are_an_error() -> None:
     with pytest.raises(DsakvError, match="not finite"):
         sample(torch.tensor([[0.0, float("nan")]]), 0.0, [torch.Generator()])
+
+
+class Mute(World):
+    """A rank whose others hear everything and say nothing."""
+
+    def share(self, value: Any) -> Any:
+        return value
+
+
+def test_a_run_that_others_wait_in_is_taken_to_its_end() -> None:
+    engine = Engine(cast(Model, FakeModel()), EngineOptions(), Mute(0, 2))
+    requests = [Request(0, [1, 2, 3], 4)]
+    steps = engine.run(requests)
+    next(steps)
+    with pytest.raises(RuntimeError, match="steps left"):
+        engine.run(requests)
+    list(steps)
+    assert len(list(engine.run(requests))) == 4

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from dsakv.kernels.reference import dequantize_into
 from dsakv.weights import load as loading
 from dsakv.weights.checkpoint import Checkpoint, Part
-from dsakv.weights.dequantize import dequantize_into
 from dsakv.weights.layout import Layout
 from dsakv.weights.plan import Plan, plan_loading
 from tests.weights.toy import CPU, TOY, Scaled, Toy, fill, part_of, quantized, toy_tensors, write
