@@ -160,7 +160,7 @@ def load_model(config: ModelConfig, world: World = ALONE, console: Console | Non
     random_weights = bool(marked.get("dsakv_random_weights", False))
     name = "tiny-random (embedded)" if config.ckpt_path is None else directory.resolve().name
     eos = tokenizer.eos_token_ids if tokenizer else generation_eos_ids(directory) or _config_eos_ids(marked)
-    slow = why_slow(options.kernels, device, fp8=fp8)
+    slow = why_slow(options.kernels, device)
     return LoadedModel(ready, directory, eos, tokenizer, shape, name, random_weights, precision, index_fp8, slow)
 
 
@@ -180,7 +180,7 @@ def _precision(
             f"--dtype fp8, but {directory} holds no fp8 weights",
             "use --dtype bfloat16; --index-fp8 rounds the indexer alone",
         )
-    return "fp8" if fp8 and (wanted == "fp8" or tile.knows_float8(device)) else "bfloat16"
+    return "fp8" if fp8 and (wanted == "fp8" or tile.capability(device) >= tile.OLDEST) else "bfloat16"
 
 
 def _progress(console: Console | None, world: World) -> Progress:

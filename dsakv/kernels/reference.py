@@ -135,7 +135,8 @@ def act_quant(x: Tensor, *, power_of_two_scale: bool, block: int = FP8_BLOCK) ->
     if x.shape[-1] % block:
         raise ValueError(f"last dimension {x.shape[-1]} is no multiple of the block {block}")
     blocks = x.float().reshape(*x.shape[:-1], -1, block)
-    scale = blocks.abs().amax(-1, keepdim=True).clamp(min=1e-4) / FP8_MAX
+    # CUDA multiplies by the reciprocal of a number, which rounds twice; it divides by a tensor.
+    scale = blocks.abs().amax(-1, keepdim=True).clamp(min=1e-4) / blocks.new_full((), FP8_MAX)
     if power_of_two_scale:
         mantissa, exponent = torch.frexp(scale)  # exact, where the logarithm would round
         scale = torch.ldexp(torch.ones_like(scale), exponent - (mantissa == 0.5).int())

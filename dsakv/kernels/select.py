@@ -15,12 +15,12 @@ def kernels_for(device: torch.device) -> Kernels:
     return tile if device.type == "cuda" and find_spec("tilelang") is not None else reference
 
 
-def why_slow(kernels: Kernels, device: torch.device, *, fp8: bool) -> str | None:
+def why_slow(kernels: Kernels, device: torch.device) -> str | None:
     """What keeps a CUDA device from kernels of its own, and what helps; None where nothing does."""
     if device.type != "cuda":
         return None
     if kernels is reference:
         return "tilelang is not installed, so the GPU runs plain PyTorch kernels: pip install tilelang"
-    if fp8 and not tile.knows_float8(device):
-        return "this GPU does not multiply float8, so fp8 weights are widened in every step: try --dtype bfloat16"
+    if tile.capability(device) < tile.OLDEST:
+        return "the GPU is older than an A100, so it runs plain PyTorch kernels"
     return None

@@ -18,6 +18,7 @@ from dsakv.config import ModelConfig
 from dsakv.distributed import World
 from dsakv.errors import InputError
 from dsakv.jobs.model import LoadedModel, _precision, load_model
+from dsakv.kernels import tile
 from dsakv.models.deepseek_v32_names import hf_name, split_of
 from dsakv.models.deepseek_v32_shape import parse_shape
 from dsakv.models.dsa_shape import check_fp8
@@ -66,8 +67,8 @@ def test_what_is_said_of_the_model(checkpoint: Path) -> None:
 
 def test_what_auto_takes(checkpoint: Path, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layout = Layout(hf_name)
-    for capability, taken in (((8, 0), "bfloat16"), ((8, 9), "fp8")):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, known=capability: known)
+    for capability, taken in (((7, 5), "bfloat16"), ((8, 0), "fp8")):
+        monkeypatch.setattr(tile, "capability", lambda device, known=capability: known)
         assert _precision("auto", CUDA, checkpoint, layout) == taken
         assert _precision("fp8", CUDA, checkpoint, layout) == "fp8"
     assert _precision("auto", CUDA, small_checkpoint, layout) == "bfloat16"
