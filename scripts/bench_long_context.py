@@ -43,8 +43,8 @@ CUT = {
 }
 CPU = torch.device("cpu")
 BLOCK = 64
-LIBRARIES = 64_000_000
-"""Bytes that the allocator and the math libraries may take for themselves."""
+LIBRARIES = 100_000_000
+"""Bytes that the allocator and the math libraries may take for themselves, code that is paged in on first use too."""
 MB = 1e6
 
 

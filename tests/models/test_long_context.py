@@ -40,8 +40,8 @@ def test_a_chunk_and_decode_steps_at_128k_tokens_with_the_shapes_of_the_released
     assert found["largest"] <= 64 << 20  # a chunk's scores in one piece are 256 MB
     for step, bound in found["bounds"].items():
         assert found["measured"][step] <= bound, step
-    assert found["bounds"]["chunk"] < 700e6
-    assert found["bounds"]["decode"] < 150e6
+    assert found["bounds"]["chunk"] < 750e6
+    assert found["bounds"]["decode"] < 180e6
 
 
 def whole_numbers(*shape: int, high: int, generator: torch.Generator) -> Tensor:
