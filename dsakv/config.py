@@ -221,6 +221,7 @@ class LaunchConfig(Section, frozen=True):
             "Ranks that share the model, one a device. Default: as many as the checkpoint was converted for, else 1.",
             old_env="MP",
             ge=0,
+            le=4096,
         ),
     ] = 0
     nnodes: Annotated[int, key("Machines that the ranks run on; each starts the same command.", ge=1)] = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,6 +102,8 @@ def joined(rank: int, size: int, address: str, port: int, device: torch.device) 
     try:
         yield World(rank, size, control)
     except BaseException:
+        if rank == 0:  # the others end because of it, and their launcher must not cut off its last words
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if device.type == "cuda":  # NCCL's orderly end may wait for the others, and they for this rank
             dist.distributed_c10d._abort_process_group()
         else:

@@ -52,15 +52,26 @@ def find_place(environ: Mapping[str, str]) -> Place | None:
         if missing := [name for name in names if name not in environ]:
             raise InputError(f"RANK is set, but not {missing[0]}", "start the ranks with torchrun, or unset RANK")
         numbers = [_number(environ, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")]
-        return Place(numbers[0], numbers[1], numbers[2], environ["MASTER_ADDR"], numbers[3])
+        return _sensible(Place(numbers[0], numbers[1], numbers[2], environ["MASTER_ADDR"], numbers[3]))
     # Not SLURM_NTASKS: it is also set in a batch script, whose commands are one process each.
     if "SLURM_PROCID" in environ and _number(environ, "SLURM_STEP_NUM_TASKS", 1) > 1:
         address = environ.get("MASTER_ADDR") or first_host(environ.get("SLURM_STEP_NODELIST", ""))
         job = _number(environ, "SLURM_JOB_ID", 0)
         port = _number(environ, "MASTER_PORT", 20000 + job % 20000)  # the same for all tasks, another for other jobs
         size, local = _number(environ, "SLURM_STEP_NUM_TASKS"), _number(environ, "SLURM_LOCALID", 0)
-        return Place(_number(environ, "SLURM_PROCID"), size, local, address, port)
+        return _sensible(Place(_number(environ, "SLURM_PROCID"), size, local, address, port))
     return None
+
+
+def _sensible(place: Place) -> Place:
+    """The same, unless nobody could stand there."""
+    rank, size, _, address, port = place
+    if not (rank < size and 0 < port < 1 << 16 and re.fullmatch(r"[\w.:-]+", address)):
+        raise InputError(
+            f"rank {rank} of {size} that meet at {address}:{port} makes no sense",
+            "start the ranks with torchrun or srun, which set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT",
+        )
+    return place
 
 
 def first_host(nodes: str) -> str:
@@ -77,7 +88,8 @@ def ranks_to_start(config: Config, environ: Mapping[str, str]) -> int:
     Raises InputError where the configuration asks for another number than there are, or than can be.
     """
     launch = config.launch
-    wanted = launch.model_parallel or _converted_for(config.model.ckpt_path)
+    made_for = _converted_for(config.model.ckpt_path)
+    wanted = launch.model_parallel or made_for or 1
     place = find_place(environ)
     if place is not None:
         if launch.nnodes > 1:
@@ -97,6 +109,11 @@ def ranks_to_start(config: Config, environ: Mapping[str, str]) -> int:
     if launch.node_rank >= launch.nnodes:
         raise InputError(
             f"--node-rank {launch.node_rank}, but --nnodes {launch.nnodes}", "machines are numbered from 0 on"
+        )
+    if made_for not in (None, wanted):
+        raise InputError(
+            f"{config.model.ckpt_path} was converted for {made_for} ranks, --model-parallel is {wanted}",
+            "leave it out, or convert the checkpoint for as many",
         )
     if wanted % launch.nnodes:
         raise InputError(
@@ -171,7 +188,7 @@ def _explain(failures: Mapping[int, ProcessFailure], first: int, logs: Path, con
     if failure.local_rank == first and failure.exitcode > 0 and failure.exitcode != PEER_LOST:
         return failure.exitcode
     if failure.exitcode == PEER_LOST:
-        raise DsakvError("a rank on another machine is gone", "the command that started it says which, and why")
+        raise DsakvError("a rank is gone, and none of this machine's", "the command on its own machine says why")
     how = f"exit code {failure.exitcode}" if failure.exitcode > 0 else f"signal {failure.signal_name()}"
     if failure.local_rank == first:
         raise DsakvError(f"rank {rank} died: {how}", "where memory ran out, use more ranks or shorter prompts")
@@ -193,6 +210,6 @@ def _number(environ: Mapping[str, str], name: str, default: int | None = None) -
     return int(text)
 
 
-def _converted_for(ckpt_path: str | None) -> int:
-    """How many ranks a checkpoint was converted for; 1 for one that is in Hugging Face's layout."""
-    return 1 if ckpt_path is None else converted_ranks(Path(os.path.expanduser(ckpt_path))) or 1
+def _converted_for(ckpt_path: str | None) -> int | None:
+    """How many ranks a checkpoint was converted for; None for one that is in Hugging Face's layout."""
+    return None if ckpt_path is None else converted_ranks(Path(os.path.expanduser(ckpt_path)))

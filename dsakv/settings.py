@@ -152,7 +152,7 @@ def _bare(kind: inspect.Type) -> inspect.Type:
 
 def _decode(key: Key, given: Any, place: str, *, text: bool = True) -> Any:
     """``given`` as a value of the key's type; strings are parsed where the layer holds text."""
-    if isinstance(given, str) and not _is_unicode(given):
+    if isinstance(given, str) and not is_unicode(given):
         raise InputError(f"{place} holds bytes that are no UTF-8", "name it with valid characters")
     if isinstance(given, str) and "\0" in given:
         raise InputError(f"{place} holds a NUL character", "no path or name can have one")
@@ -171,7 +171,7 @@ def _decode(key: Key, given: Any, place: str, *, text: bool = True) -> Any:
     return value
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """False for what the system passed on although it could not decode it."""
     try:
         text.encode()

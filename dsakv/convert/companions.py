@@ -11,6 +11,7 @@ from pathlib import Path
 from dsakv.convert.journal import JOURNAL
 from dsakv.convert.record import RECORD, Copied
 from dsakv.errors import DsakvError, InputError
+from dsakv.settings import is_unicode
 from dsakv.trace.files import leftovers, replacing
 
 WEIGHTS = (
@@ -87,6 +88,8 @@ def _walk(root: Path, folder: Path) -> Iterator[Path]:
                 continue
             if folder == root and entry.name in _OWN:
                 continue
+            if not is_unicode(entry.name):
+                raise InputError(f"{str(path)!r} has a name that is no UTF-8", "rename or remove it")
             if entry.is_dir(follow_symlinks=False):
                 yield from _walk(root, path)
             elif entry.is_file():

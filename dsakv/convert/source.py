@@ -16,6 +16,7 @@ from dsakv.layout import INDEX, listed, shards
 from dsakv.models.deepseek_v32_names import hf_name, own_name, unused
 from dsakv.models.dsa_shape import DsaShape
 from dsakv.models.shapes import read_config, shape_of
+from dsakv.settings import is_unicode
 
 FP8 = "F8_E4M3"
 _FLOATS = ("F32", "BF16", "F16")
@@ -86,6 +87,8 @@ def open_source(directory: Path) -> Iterator[Source]:
     with ExitStack() as stack:
         parsed, files = [], []
         for path in shards(directory, index):
+            if not is_unicode(path.name):
+                raise InputError(f"checkpoint shard {str(path)!r} has a name that is no UTF-8", "rename it")
             file = stack.enter_context(_open(path))
             facts = os.fstat(file.fileno())
             parsed.append(read_shard(path, file, facts.st_size, facts.st_mtime_ns))

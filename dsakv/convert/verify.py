@@ -17,7 +17,7 @@ from dsakv.convert.record import RECORD, Copied, Record, ResultFile, digest
 from dsakv.convert.write import read_at
 from dsakv.errors import DsakvError
 
-_AGAIN = "check the disks, then convert into another folder"
+_AGAIN = "check the disks, remove the folder, and convert again"
 
 
 def check_present(plan: Plan, folder: Path, record: Record) -> None:

@@ -83,8 +83,8 @@ class Writer:
 
         def note() -> None:
             written = done[:]
+            self._note(written)  # interrupted here, they are noted once more
             del done[: len(written)]  # not clear(): threads go on
-            self._note(written)
 
         size = 0
         try:

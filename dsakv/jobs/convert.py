@@ -63,7 +63,10 @@ def _places(config: ConvertConfig) -> tuple[Path, Path]:
         flag = "--hf-ckpt-path" if config.hf_ckpt_path is None else "--save-path"
         raise InputError(f"{flag} is missing", "dsakv convert --hf-ckpt-path CHECKPOINT --save-path NEW_FOLDER")
     directory, folder = Path(config.hf_ckpt_path), Path(config.save_path)
-    here, there = directory.resolve(), folder.resolve()
+    try:
+        here, there = directory.resolve(), folder.resolve()
+    except (OSError, RuntimeError) as error:  # links that lead in a circle
+        raise InputError(f"{directory} or {folder} leads nowhere: {error}", "mend the links") from error
     if here == there or here in there.parents or there in here.parents:
         raise InputError(
             f"--save-path {folder} and --hf-ckpt-path {directory} lie within each other", "name a folder of its own"
@@ -112,6 +115,11 @@ def _converted(plan: Plan, order: Order, folder: Path, workers: int, batch_bytes
             plan.source.check_unchanged()
             files = writer.complete()
             copied = copy_companions(plan.source.directory, folder)
+            if order_of(plan) != order:
+                raise DsakvError(
+                    f"{plan.source.directory / 'config.json'} changed meanwhile",
+                    "convert again, into another folder, when the checkpoint is whole",
+                )
             record = Record(order=order, files=files, copied=copied)
             write_record(folder, record)
             (folder / JOURNAL).unlink(missing_ok=True)

@@ -192,7 +192,9 @@ def _chat(engine: Engine, config: Config, loaded: LoadedModel, console: Console,
 
 
 def _read_line() -> str | None:
-    """The next line of input without its end; None at the end of input."""
+    """The next line of input without its end; None at the end of input, and where it is closed."""
+    if sys.stdin is None:
+        return None
     try:
         if sys.stdin.isatty():
             print("> ", end="", file=sys.stderr, flush=True)  # input() would put it on stdout, among the data

@@ -74,6 +74,17 @@ def write(path: str, content: str | bytes) -> Callable[[], None]:
     return prepare
 
 
+def odd_name(name: str) -> Callable[[], None]:
+    def prepare() -> None:
+        shutil.copy(FIRST, Path("source", name))
+
+    return prepare
+
+
+def circle() -> None:
+    Path("circle").symlink_to("circle")
+
+
 def header(text: str, data: bytes = b"") -> Callable[[], None]:
     """A first shard with this header."""
     return write(FIRST, len(text).to_bytes(8, "little") + text.encode() + data)
@@ -267,6 +278,11 @@ def smaller(t: Tensors) -> Tensors:
 
 PLACES = {
     "no source": Case("--hf-ckpt-path is missing", arguments="X"),
+    "odd name beside": Case("has a name that is no UTF-8", odd_name("notes-\udcff.txt")),
+    "odd shard name": Case(
+        "has a name that is no UTF-8", in_order(Path(INDEX).unlink, odd_name("odd-\udcff.safetensors"))
+    ),
+    "links in a circle": Case("leads nowhere", circle, arguments="--save-path circle"),
     "into itself": Case("lie within each other", arguments="--save-path source"),
     "below itself": Case("lie within each other", arguments="--save-path source/out"),
     "above itself": Case("lie within each other", arguments="--save-path ."),

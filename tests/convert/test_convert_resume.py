@@ -105,7 +105,7 @@ def begun(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return tmp_path / "out"
 
 
-def failing(after: int, then: Callable[[], None] | None = None) -> Callable[..., int]:
+def failing(after: int, then: Callable[[], object] | None = None) -> Callable[..., int]:
     """``os.pwrite`` that works so often; from then on the disk is full, or ``then`` is called each time."""
     write, left = os.pwrite, after
 
@@ -319,3 +319,14 @@ def test_a_record_beside_a_journal(source: Path, whole: dict[str, bytes], tmp_pa
     (tmp_path / "out" / JOURNAL).write_text("")
     again(source, tmp_path / "out")
     assert contents(tmp_path / "out") == whole
+
+
+def test_a_config_that_changes_meanwhile(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(source, copied)
+    config = copied / "config.json"
+    longer = config.read_text() + " "
+    monkeypatch.setattr(os, "pwrite", failing(3, lambda: config.write_text(longer)))
+    with pytest.raises(DsakvError, match=r"config.json changed meanwhile"):
+        again(copied, tmp_path / "out")
+    assert not (tmp_path / "out" / "conversion.json").exists()

@@ -54,6 +54,13 @@ def test_first_host_of_a_node_list(nodes: str, first: str) -> None:
         (TORCHRUN | {"RANK": "x"}, "RANK is 'x', not a number"),
         (TORCHRUN | {"WORLD_SIZE": "-1"}, "WORLD_SIZE is '-1', not a number"),
         (SLURM | {"SLURM_STEP_NODELIST": ""}, "Slurm does not say which nodes"),
+        (SLURM | {"SLURM_PROCID": "9"}, "rank 9 of 4 that meet at gpu07:"),
+        (TORCHRUN | {"RANK": "4"}, "rank 4 of 4 that meet at node1:29500 makes no sense"),
+        (TORCHRUN | {"WORLD_SIZE": "0"}, "rank 3 of 0"),
+        (TORCHRUN | {"MASTER_PORT": "0"}, "node1:0 makes no sense"),
+        (TORCHRUN | {"MASTER_PORT": "99999"}, "node1:99999 makes no sense"),
+        (TORCHRUN | {"MASTER_ADDR": ""}, "meet at :29500 makes no sense"),
+        (TORCHRUN | {"MASTER_ADDR": "a b/?rank=1"}, "makes no sense"),
     ],
 )
 def test_a_place_that_makes_no_sense(environ: dict[str, str], message: str) -> None:
@@ -68,7 +75,8 @@ def test_ranks_are_as_many_as_asked_for_or_converted_for(tmp_path: Path) -> None
         (tmp_path / f"model{rank}-mp8.safetensors").touch()
     converted = ModelConfig(ckpt_path=str(tmp_path))
     assert ranks_to_start(Config(model=converted), {}) == 8
-    assert ranks_to_start(Config(model=converted, launch=LaunchConfig(model_parallel=4)), {}) == 4
+    with pytest.raises(InputError, match=r"was converted for 8 ranks, --model-parallel is 4"):
+        ranks_to_start(Config(model=converted, launch=LaunchConfig(model_parallel=4)), {})
     assert ranks_to_start(config(model_parallel=4, nnodes=2, node_rank=1, rdzv_endpoint="a:1"), {}) == 4
 
 
