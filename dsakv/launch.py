@@ -24,6 +24,8 @@ from dsakv.config import Config
 from dsakv.console import Console
 from dsakv.errors import PEER_LOST, DsakvError, InputError
 from dsakv.layout import converted_ranks
+from dsakv.models.dsa_shape import check_ranks
+from dsakv.models.shapes import read_config, shape_of
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -117,8 +119,12 @@ def ranks_to_start(config: Config, environ: Mapping[str, str]) -> int:
         )
     if wanted % launch.nnodes:
         raise InputError(
-            f"{wanted} ranks do not divide among {launch.nnodes} machines", "give --model-parallel a multiple of them"
+            f"--model-parallel {wanted} does not divide among {launch.nnodes} machines", "give a multiple of them"
         )
+    if wanted > 1 and config.model.ckpt_path is not None and config.model.config is None:
+        path = Path(os.path.expanduser(config.model.ckpt_path)) / "config.json"
+        if path.is_file():  # else a rank says what is wrong; here it takes no processes to see
+            check_ranks(shape_of(read_config(path), str(path)), wanted, str(path))
     return wanted
 
 
@@ -128,16 +134,17 @@ def start_ranks(job: str, config: Config, n_ranks: int) -> int:
     Rank 0 has this process's terminal, the others write into logs. Raises DsakvError where a rank dies for a reason
     that it could not say on this terminal: with its number, the place of its log and the log's last lines.
     """
-    console = Console()
-    console.info(f"starting {n_ranks} ranks ...")
+    launch = config.launch
+    console, local = Console(), n_ranks // launch.nnodes
+    others = f", waiting for the other machines at {launch.rdzv_endpoint}" if launch.nnodes > 1 else ""
+    console.info(f"starting {local} rank{'s' if local > 1 else ''}{others} ...")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it warns of every socket that another rank closes first
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig as Settings
     from torch.distributed.launcher.api import elastic_launch
 
-    launch = config.launch
-    local = n_ranks // launch.nnodes
     alone = launch.nnodes == 1
     logs = Path(tempfile.mkdtemp(prefix="dsakv-ranks-"))
     first = 0 if launch.node_rank == 0 else -1  # the local rank that has the terminal

@@ -159,7 +159,7 @@ def test_an_error_is_said_once(environ: dict[str, str]) -> None:
     out, err = ranks.communicate()
     assert (ranks.returncode, out) == (2, "")
     error, hint = err.splitlines()[-2:]
-    assert "vocab_size 260 does not divide among 3 ranks" in error
+    assert "n_routed_experts 8 does not divide among 3 ranks" in error
     assert hint == "hint: use fewer ranks"
     assert err.count("error:") == 1
 
@@ -179,7 +179,7 @@ def test_two_machines_meet(environ: dict[str, str]) -> None:
     assert [machine.returncode for machine in machines] == [0, 0], said
     assert len(token_ids(said[0][0])[0]) == 6
     assert said[1][0] == ""
-    assert said[1][1].splitlines() == ["starting 2 ranks ..."]
+    assert said[1][1].startswith("starting 1 rank, waiting for the other machines at 127.0.0.1:")
 
 
 def test_slurm_starts_the_ranks_itself(environ: dict[str, str]) -> None:

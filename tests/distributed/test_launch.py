@@ -94,7 +94,11 @@ def test_started_ranks_start_no_others() -> None:
         ({"nnodes": 2, "model_parallel": 4}, {}, "--nnodes 2, but --rdzv-endpoint is not given"),
         ({"nnodes": 2, "model_parallel": 4, "rdzv_endpoint": "host"}, {}, "--rdzv-endpoint is host"),
         ({"nnodes": 2, "model_parallel": 4, "rdzv_endpoint": "a:1", "node_rank": 2}, {}, "--node-rank 2, but --nnodes"),
-        ({"nnodes": 2, "model_parallel": 3, "rdzv_endpoint": "a:1"}, {}, "3 ranks do not divide among 2 machines"),
+        (
+            {"nnodes": 2, "model_parallel": 3, "rdzv_endpoint": "a:1"},
+            {},
+            "--model-parallel 3 does not divide among 2 machines",
+        ),
         ({"node_rank": 1}, {}, "--node-rank 1, but --nnodes 1"),
     ],
 )
