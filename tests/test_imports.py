@@ -18,7 +18,7 @@ LEVELS = [
     {"launch"},
     {"engine", "kv", "weights", "convert"},
     {"models", "workloads", "hub", "analysis", "trace"},
-    {"distributed", "kernels", "policies", "prefix", "tokenizer", "chat_templates"},
+    {"distributed", "kernels", "policies", "prefix", "tokenizer", "chat_templates", "gguf"},
     {"config", "settings", "request", "console", "layout"},
     {"errors", "threads", "compiled"},
 ]
