@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -41,6 +41,21 @@ class Stored(NamedTuple):
     shape: tuple[int, ...]
     place: tuple[int, int]
     """Number of the file, and of the tensor in the order in which that holds them."""
+
+
+class TensorSource(Protocol):
+    """Named tensors, whatever files they are in."""
+
+    @property
+    def directory(self) -> Path:
+        """The place that errors name."""
+
+    @property
+    def tensors(self) -> dict[str, Stored]:
+        """What there is, by name."""
+
+    def read(self, name: str, part: Part = WHOLE) -> torch.Tensor:
+        """A tensor, or what of it ``part`` picks, in the shape and dtype that ``tensors`` tells."""
 
 
 class Checkpoint:
