@@ -118,3 +118,15 @@ class Checkpoint:
         index = [slice(None)] * part.dim + [slice(part.number * size, (part.number + 1) * size)]
         view: torch.Tensor = self._owner[name].get_slice(name)[tuple(index)]
         return view
+
+
+class Together:
+    """The tensors of several sources, which have no name in common; errors name the place of the first."""
+
+    def __init__(self, *sources: TensorSource) -> None:
+        self.directory = sources[0].directory
+        self.tensors = {name: stored for source in sources for name, stored in source.tensors.items()}
+        self._owner = {name: source for source in sources for name in source.tensors}
+
+    def read(self, name: str, part: Part = WHOLE) -> torch.Tensor:
+        return self._owner[name].read(name, part)
