@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dsakv.errors import InputError
 from dsakv.gguf.header import GgufHeader, read_header
+
+Number = TypeVar("Number", int, float)
 
 ARCHITECTURE = "llama"
 ROPE_FACTORS = "rope_freqs.weight"
@@ -30,10 +32,11 @@ def config_of(header: GgufHeader) -> dict[str, Any]:
     _check_architecture(header)
 
     def number(key: str) -> int:
-        return header.need(f"{ARCHITECTURE}.{key}", int)
+        return _positive(header, f"{ARCHITECTURE}.{key}", header.need(f"{ARCHITECTURE}.{key}", int))
 
     hidden, n_heads = number("embedding_length"), number("attention.head_count")
-    n_kv_heads = header.find(f"{ARCHITECTURE}.attention.head_count_kv", int) or n_heads
+    kv_key, theta_key = f"{ARCHITECTURE}.attention.head_count_kv", f"{ARCHITECTURE}.rope.freq_base"
+    n_kv_heads, theta = header.find(kv_key, int), header.find(theta_key, float)
     config: dict[str, Any] = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -43,11 +46,11 @@ def config_of(header: GgufHeader) -> dict[str, Any]:
         "intermediate_size": number("feed_forward_length"),
         "num_hidden_layers": number("block_count"),
         "num_attention_heads": n_heads,
-        "num_key_value_heads": n_kv_heads,
+        "num_key_value_heads": n_heads if n_kv_heads is None else _positive(header, kv_key, n_kv_heads),
         "head_dim": _head_dim(header, hidden, n_heads),
         "max_position_embeddings": number("context_length"),
         "rms_norm_eps": header.need(f"{ARCHITECTURE}.attention.layer_norm_rms_epsilon", float),
-        "rope_theta": header.find(f"{ARCHITECTURE}.rope.freq_base", float) or 10000.0,
+        "rope_theta": 10000.0 if theta is None else _positive(header, theta_key, theta),
         "attention_bias": "blk.0.attn_q.bias" in header.tensors,
         "mlp_bias": "blk.0.ffn_gate.bias" in header.tensors,
         "tie_word_embeddings": "output.weight" not in header.tensors,
@@ -63,6 +66,12 @@ def eos_ids(header: GgufHeader) -> list[int]:
     """Tokens that end an answer, ascending: the end of text, and the end of a turn where the file names one."""
     keys = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
     return sorted({token for key in keys if (token := header.find(key, int)) is not None})
+
+
+def _positive(header: GgufHeader, key: str, value: Number) -> Number:
+    if not 0 < value < math.inf:
+        raise InputError(f"{header.path}: {key} is {value}", "its metadata is wrong: take another file of the model")
+    return value
 
 
 def _check_architecture(header: GgufHeader) -> None:
@@ -90,7 +99,7 @@ def _head_dim(header: GgufHeader, hidden: int, n_heads: int) -> int:
         raise InputError(
             f"{header.path}: {', '.join(names)} differ", "heads must be of one size, and RoPE must turn all of it"
         )
-    if not sizes and (n_heads < 1 or hidden % n_heads):
+    if not sizes and hidden % n_heads:
         raise InputError(f"{header.path}: {hidden} does not divide among {n_heads} heads", "its metadata is wrong")
     return sizes.pop() if sizes else hidden // n_heads
 
@@ -106,7 +115,7 @@ def _rope_scaling(header: GgufHeader, head_dim: int, theta: float) -> dict[str, 
         return None
     stored = _floats(header, ROPE_FACTORS)
     factor = float(f"{max(stored, default=1.0):.6g}")
-    if len(stored) == head_dim // 2:
+    if len(stored) == head_dim // 2 and 1 <= factor < math.inf:
         if all(value == 1 for value in stored):
             return None
         expected = _llama3_factors(head_dim, theta, factor)

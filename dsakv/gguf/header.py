@@ -152,7 +152,7 @@ def _parse(cursor: _Cursor) -> GgufHeader:
         if key in metadata:
             cursor.damaged(f"its header names {key} twice")
         metadata[key] = cursor.value(cursor.number("I"))
-    if metadata.get("split.count", 0) > 1:
+    if metadata.get("split.count", 1) not in (0, 1):
         raise InputError(
             f"{cursor.path} is one of {metadata['split.count']} parts of a model",
             "join them into one file with llama.cpp's llama-gguf-split --merge",
