@@ -15,7 +15,7 @@ from dsakv.analysis.recommend import recommend
 from dsakv.analysis.simulation import LRU
 from dsakv.config import AnalyzeConfig
 from dsakv.trace.files import read_lines
-from dsakv.trace.open import TraceDir, has_random_weights, requests_file
+from dsakv.trace.open import TraceDir, caveat_of, has_random_weights, requests_file
 
 # They say how and where to, not what: results must be the same without them.
 _NOT_FIGURES = ("workers", "scheduler", "out", "report", "json", "to_parquet")
@@ -170,6 +170,8 @@ def _warnings(trace: TraceDir, config: AnalyzeConfig, total: PartFigures, figure
     counts, warnings = total.counts, []
     if has_random_weights(trace.run_meta):
         warnings.append("the model's weights are random: locality numbers mean nothing")
+    if caveat := caveat_of(trace.run_meta):
+        warnings.append(caveat)
     if counts.rejected:
         bad = sum(rejected.count for rejected in counts.rejected.values())
         warnings.append(f"the figures are incomplete: {bad} bad records were skipped")

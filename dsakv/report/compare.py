@@ -10,7 +10,7 @@ from pathlib import PurePath
 from typing import Any
 
 from dsakv.report.text import printable
-from dsakv.trace.open import has_random_weights
+from dsakv.trace.open import caveat_of, has_random_weights
 
 Result = dict[str, Any]
 """One entry of ``results``: a trace at one block size."""
@@ -30,6 +30,12 @@ class Run:
     @property
     def random_weights(self) -> bool:
         return has_random_weights(self.lead["run_meta"])
+
+    @property
+    def caveat(self) -> str | None:
+        """What its figures are not; printable."""
+        caveat = caveat_of(self.lead["run_meta"])
+        return printable(caveat) if caveat else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,8 @@ def render_run(
     facts = Table(title=f"trace {trace_dir}", title_justify="left", show_header=False, box=None)
     weights = " (random weights: locality figures mean nothing)" if model["random_weights"] else ""
     facts.add_row("model", f"{model['name']}{weights}")
+    if model.get("caveat"):
+        facts.add_row("mind", str(model["caveat"]))
     facts.add_row("records", f"{records:,} of {model['n_layers']} layers, top-k {model['index_topk']}")
     for kind in ("prefill", "decode"):
         if speed.tokens[kind]:

@@ -65,6 +65,8 @@ def _decision(run: Run, alone: bool) -> list[RenderableType]:
     parts.append(Rule(Text(f"Decision, {block}" if alone else f"Decision: {run.label}, {block}"), align="left"))
     if run.random_weights:
         parts.append(Text(RANDOM, style="bold red"))
+    if run.caveat:
+        parts.append(Text(f"Mind: {run.caveat}.", style="yellow"))
     made = tables.decisions(run.lead)
     for one in made:
         parts += [Text(one.question, style="dim"), _indented(Text.assemble((one.answer, "bold"), " ", one.because))]

@@ -153,6 +153,13 @@ def _cannot_read(path: Path, error: OSError) -> DsakvError:
     return DsakvError(f"cannot read {path}: {error.strerror}", "check the path and its permissions")
 
 
+def caveat_of(run_meta: dict[str, Any] | None) -> str | None:
+    """What the traced selections are not, where the run says so."""
+    model = (run_meta or {}).get("model")
+    caveat = model.get("caveat") if isinstance(model, dict) else None
+    return caveat if isinstance(caveat, str) else None
+
+
 def has_random_weights(run_meta: dict[str, Any] | None) -> bool:
     """Whether the traced selections are those of random weights, and their locality means nothing."""
     model = (run_meta or {}).get("model")
