@@ -24,8 +24,7 @@ from dsakv.config import Config
 from dsakv.console import Console
 from dsakv.errors import PEER_LOST, DsakvError, InputError
 from dsakv.layout import converted_ranks
-from dsakv.models.dsa_shape import check_ranks
-from dsakv.models.shapes import read_config, shape_of
+from dsakv.models.shapes import check_ranks_of, read_config, shape_of
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -124,7 +123,7 @@ def ranks_to_start(config: Config, environ: Mapping[str, str]) -> int:
     if wanted > 1 and config.model.ckpt_path is not None and config.model.config is None:
         path = Path(os.path.expanduser(config.model.ckpt_path)) / "config.json"
         if path.is_file():  # else a rank says what is wrong; here it takes no processes to see
-            check_ranks(shape_of(read_config(path), str(path)), wanted, str(path))
+            check_ranks_of(shape_of(read_config(path), str(path)), wanted, str(path))
     return wanted
 
 

@@ -30,7 +30,7 @@ import numpy as np
 from dsakv.convert.architecture import may_be_fp8, scale_shape, tensors
 from dsakv.convert.header import ITEM_BYTES, Stored, format_header
 from dsakv.models.deepseek_v32_names import hf_name
-from dsakv.models.shapes import read_config, shape_of
+from dsakv.models.shapes import dsa_shape_of, read_config
 
 SHARD_BYTES = 1 << 30
 CONFIG: dict[str, Any] = {
@@ -71,7 +71,7 @@ sys.exit(code)
 
 def stored_tensors(folder: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     """Name, dtype and shape of each tensor of the model in ``folder``, under Hugging Face's names."""
-    for name, shape in tensors(shape_of(read_config(folder / "config.json"), "config")):
+    for name, shape in tensors(dsa_shape_of(read_config(folder / "config.json"), "config")):
         fp8 = may_be_fp8(name)
         yield hf_name(name), "F8_E4M3" if fp8 else "BF16", shape
         if fp8:

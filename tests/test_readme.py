@@ -13,7 +13,7 @@ import pytest
 
 from dsakv.cli import run
 from dsakv.config import Config
-from dsakv.models.shapes import read_config, shape_of
+from dsakv.models.shapes import dsa_shape_of, read_config
 from dsakv.settings import NOT_KEYS, keys, resolve
 from dsakv.trace import schema
 
@@ -142,5 +142,5 @@ def test_a_preset_says_how_to_use_it(path: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.json")), ids=lambda path: path.name)
 def test_a_model_shape_is_read(path: Path) -> None:
     raw = read_config(path)
-    shape = shape_of(raw, path.name)
+    shape = dsa_shape_of(raw, path.name)
     assert (shape.n_layers, shape.index_topk, shape.max_seq_len) == (61, 2048, 163840)

@@ -15,7 +15,7 @@ from dsakv.errors import DsakvError, InputError
 from dsakv.layout import INDEX, listed, shards
 from dsakv.models.deepseek_v32_names import hf_name, own_name, unused
 from dsakv.models.dsa_shape import DsaShape
-from dsakv.models.shapes import read_config, shape_of
+from dsakv.models.shapes import dsa_shape_of, read_config
 from dsakv.settings import is_unicode
 
 FP8 = "F8_E4M3"
@@ -82,7 +82,7 @@ def open_source(directory: Path) -> Iterator[Source]:
     if not config.is_file():
         hint = "--hf-ckpt-path names a checkpoint in Hugging Face layout, with its config.json"
         raise InputError(f"no model config at {config}", hint)
-    shape = shape_of(read_config(config), str(config))
+    shape = dsa_shape_of(read_config(config), str(config))
     index = listed(directory)
     with ExitStack() as stack:
         parsed, files = [], []

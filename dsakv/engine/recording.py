@@ -45,6 +45,7 @@ class Recorder:
         """Take in the next layer."""
         if not self._rows:
             return
+        assert output.selection is not None, "a model whose layers are dense has nothing to record"
         rows = torch.tensor(self._rows, device=output.hidden.device)
         self._positions.append(output.selection.positions[rows].int())
         self._scores.append(output.selection.scores[rows])

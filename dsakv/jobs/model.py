@@ -24,7 +24,7 @@ from dsakv.models.contracts import Model
 from dsakv.models.deepseek_v32 import DeepseekV32
 from dsakv.models.dsa_shape import DsaShape, check_fp8, check_ranks
 from dsakv.models.options import ModelOptions
-from dsakv.models.shapes import read_config, shape_of
+from dsakv.models.shapes import dsa_shape_of, read_config
 from dsakv.models.tiny import ensure_tiny_model
 from dsakv.tokenizer import Tokenizer, generation_eos_ids, load_tokenizer
 from dsakv.weights.checkpoint import Checkpoint
@@ -122,7 +122,7 @@ def load_model(config: ModelConfig, world: World = ALONE, console: Console | Non
             raise InputError(f"no checkpoint at {directory}", "--ckpt-path names a directory of safetensors files")
     config_path = _find_config(config.config) if config.config else directory / "config.json"
     raw = read_config(config_path)
-    shape = shape_of(raw, str(config_path))
+    shape = dsa_shape_of(raw, str(config_path))
     check_ranks(shape, world.size, str(config_path))
     layout = layout_of(directory, shape, world)
     precision = _precision(config.dtype, device, directory, layout)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -110,6 +111,36 @@ def sparse_attention(q: Tensor, rows: Tensor, counts: Tensor, scale: float, valu
     columns = torch.arange(rows.shape[1], device=rows.device)
     logits.masked_fill_((columns >= counts.unsqueeze(1)).unsqueeze(1), -math.inf)
     return torch.bmm(logits.softmax(-1).to(rows.dtype), rows[..., :value_dim])
+
+
+def grouped_attention(q: Tensor, keys: Tensor, values: Tensor, counts: Tensor, scale: float) -> Tensor:
+    """Grouped-query attention of each query over its own gathered keys and values.
+
+    ``q`` ``[t, H, d]``, ``keys`` and ``values`` ``[t, K, G, d]``, each of whose ``G`` heads serves ``H / G`` heads of
+    the query in turn, ``counts`` ``[t]`` valid rows of each query. Returns ``[t, H, d]``.
+    """
+    groups = keys.shape[2]
+    hidden = (torch.arange(keys.shape[1], device=q.device) >= counts.unsqueeze(1)).unsqueeze(1)  # [t, 1, K]
+    mixed = []
+    for g, heads in enumerate(q.chunk(groups, dim=1)):  # views: one batch over queries and groups would be a copy
+        logits = torch.bmm(heads, keys[:, :, g].transpose(1, 2)).float() * scale  # [t, H / G, K]
+        share = logits.masked_fill_(hidden, -math.inf).softmax(-1).to(values.dtype)
+        mixed.append(torch.bmm(share, values[:, :, g]))
+    return torch.cat(mixed, dim=1)
+
+
+def attention_shares(q: Tensor, keys: Tensor, scale: float, hide: Callable[[Tensor], None], out: Tensor) -> None:
+    """The share of its attention that each query gives each key, summed over heads, to ``out`` ``[t, S]`` float32.
+
+    ``q`` ``[t, H, d]``, ``keys`` ``[S, G, d]`` as for :func:`grouped_attention`; ``hide`` puts ``-inf`` into logits
+    ``[t, S]`` where a query may not look.
+    """
+    groups = keys.shape[1]
+    out.zero_()
+    for h in range(q.shape[1]):  # one head's logits at a time are as large as the result
+        logits = (q[:, h] @ keys[:, h * groups // q.shape[1]].T).float() * scale
+        hide(logits)
+        out += logits.softmax(-1)
 
 
 def hadamard(x: Tensor) -> Tensor:

@@ -135,6 +135,9 @@ class LayerView:
             return pool[first : first + seq_len]
         return torch.cat([pool[b * size : (b + n) * size] for b, n in runs])[:seq_len]
 
+    def sequence(self, segment: int) -> Tensor:
+        return self.format.decode(self._sequence(self.rows, segment))
+
     def gather(self, positions: Tensor, rows: slice) -> tuple[Tensor, Fetch]:
         begin = self.step.cache.mark()
         # Padding columns may lie beyond a shorter sequence's end; they are read and ignored.

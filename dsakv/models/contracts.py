@@ -23,6 +23,17 @@ class Selection(NamedTuple):
     counts: Tensor  # [T] int64, at least 1
 
 
+Turn = tuple[Tensor, Tensor]
+"""Cosine and sine ``[T, rope / 2]`` of a step's positions."""
+
+
+class Rope(NamedTuple):
+    """What turns a step's queries and keys by their positions; an indexer may have other frequencies."""
+
+    attention: Turn
+    indexer: Turn
+
+
 class Mark(Protocol):
     """A point in time on the device that ran the work."""
 
@@ -82,6 +93,10 @@ class LayerCache(Protocol):
         """All ``seq_len`` index keys of a segment's sequence, the step's own included."""
         ...
 
+    def sequence(self, segment: int) -> Tensor:
+        """All ``seq_len`` KV rows of a segment's sequence, ``[S, R]`` in the model's dtype."""
+        ...
+
     def gather(self, positions: Tensor, rows: slice) -> tuple[Tensor, Fetch]:
         """Read the KV rows at ``positions`` ``[t, K]`` for the queries ``rows``: ``[t, K, R]`` in the model's dtype."""
         ...
@@ -91,7 +106,8 @@ class LayerOutput(NamedTuple):
     """A layer's hidden states with the selection that it read and what fetching that cost."""
 
     hidden: Tensor  # [T, dim]
-    selection: Selection
+    selection: Selection | None
+    """None where it read everything."""
     fetches: list[Fetch]
 
 
@@ -99,14 +115,14 @@ class Layer(Protocol):
     def __call__(
         self,
         hidden: Tensor,
-        rope: tuple[Tensor, Tensor],
+        rope: Rope,
         positions: Tensor,
         kv: LayerCache,
         previous: Selection | None = None,
     ) -> LayerOutput:
         """Run one layer over ``T`` tokens.
 
-        ``hidden`` ``[T, dim]``; ``rope`` cosine and sine ``[T, rope / 2]``; ``positions`` ``[T]`` int64;
+        ``hidden`` ``[T, dim]``; ``rope`` as ``Model.rope`` gives it; ``positions`` ``[T]`` int64;
         ``previous`` is the selection that the layer before read, which one without an indexer reads again.
         """
         ...
@@ -119,6 +135,7 @@ class Model(Protocol):
     index_layer_ids: list[int]
     """For each layer, the layer whose indexer makes its selection."""
     top_k: int
+    """Tokens that a query reads at most; 0 where layers are dense."""
     max_seq_len: int
     vocab_size: int
     kv_row_dim: int
@@ -132,8 +149,8 @@ class Model(Protocol):
         """``[T]`` to ``[T, dim]``."""
         ...
 
-    def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine ``[T, rope / 2]`` of ``positions`` ``[T]``."""
+    def rope(self, positions: Tensor) -> Rope:
+        """What layers need of ``positions`` ``[T]``."""
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -13,76 +13,29 @@ import torch
 from torch import Tensor, nn
 
 from dsakv.kernels import reference
-from dsakv.models.contracts import Fetch, Fp8Kv, LayerCache, LayerOutput, Selection
+from dsakv.models.contracts import Fetch, Fp8Kv, LayerCache, LayerOutput, Rope, Selection
 from dsakv.models.dsa_shape import DsaShape
-from dsakv.models.layers import Embedding, GatedMLP, RMSNorm, RotaryEmbedding, rotate_halves, rotate_pairs
+from dsakv.models.indexer import Indexer, IndexerShape
+from dsakv.models.layers import Embedding, GatedMLP, RMSNorm, RotaryEmbedding, rotate_pairs
 from dsakv.models.moe import MoE, RoutingShape
 from dsakv.models.options import ModelOptions
 from dsakv.models.projections import linear, projection
-
-Rope = tuple[Tensor, Tensor]
 
 LATENT_NORM_EPS = 1e-6
 """Of the norms within attention. Configs have no key for it: ``rms_norm_eps`` is that of the norms around it."""
 
 
-class Indexer(nn.Module):
-    """The lightning indexer: a small attention of its own that ranks the cached tokens for each query."""
-
-    def __init__(self, shape: DsaShape, options: ModelOptions) -> None:
-        super().__init__()
-        self.kernels, self.world = options.kernels, options.world
-        self.n_heads, self.head_dim = shape.index_n_heads, shape.index_head_dim
-        self.rope_dim, self.top_k, self.fp8 = shape.qk_rope_head_dim, shape.index_topk, options.index_fp8
-        self.rotate = rotate_halves if shape.indexer_rope == "halves" else rotate_pairs
-        self.ue8m0 = options.ue8m0
-        self.wq_b = projection(shape.q_lora_rank, self.n_heads * self.head_dim, options)
-        self.wk = projection(shape.dim, self.head_dim, options)
-        self.k_norm = nn.LayerNorm(self.head_dim, eps=1e-6, device="meta", dtype=torch.float32)
-        self.weights_proj = linear(shape.dim, self.n_heads, torch.float32)
-
-    def key(self, x: Tensor, rope: Rope) -> Tensor:
-        """Index keys ``[T, D]`` of hidden states ``[T, dim]``, not yet rounded to float8: the cache does that."""
-        return self._turn(self.k_norm(self.wk(x).float()), rope).to(x.dtype)
-
-    def forward(self, x: Tensor, q_latent: Tensor, rope: Rope, positions: Tensor, kv: LayerCache) -> Selection:
-        """Select for each of the ``T`` queries among the keys up to its own position."""
-        q = self._turn(self.wq_b(q_latent).view(len(x), self.n_heads, self.head_dim), rope)  # [T, H, D]
-        weights = self.weights_proj(x.float()) * (self.n_heads**-0.5 * self.head_dim**-0.5)  # [T, H]
-        if self.fp8:
-            q, scale = self.kernels.act_quant(q, power_of_two_scale=self.ue8m0, block=self.head_dim)
-            weights = weights * scale.squeeze(-1)
-        longest = max(segment.seq_len for segment in kv.segments)
-        k, step = min(self.top_k, longest), reference.score_rows(longest, x.device)
-        chosen, chosen_scores = [], []
-        for start in range(0, len(x), step):  # a chunk's scores over a long context would be the largest tensor of all
-            scores = self._scores(q, weights, kv, slice(start, min(start + step, len(x))), longest)
-            chosen.append(self.world.broadcast(self.kernels.top_k(scores, k)))  # ranks must read the same rows
-            chosen_scores.append(scores.gather(1, chosen[-1]))
-        return Selection(torch.cat(chosen), torch.cat(chosen_scores), (positions + 1).clamp(max=k))
-
-    def _scores(self, q: Tensor, weights: Tensor, kv: LayerCache, tile: slice, longest: int) -> Tensor:
-        """Scores ``[t, longest]`` of the queries ``tile``, ``-inf`` for what they must not see."""
-        scores = torch.full((tile.stop - tile.start, longest), -torch.inf, device=q.device)
-        for i, (rows, seq_len) in enumerate(kv.segments):
-            first, stop = max(rows.start, tile.start), min(rows.stop, tile.stop)
-            if first >= stop:
-                continue
-            part = scores[first - tile.start : stop - tile.start, :seq_len]
-            keys = kv.index_keys(i)
-            self.kernels.index_scores(q[first:stop], weights[first:stop], keys.values, keys.scale, part)
-            length = rows.stop - rows.start
-            if length > 1:  # within the step's own tokens a query must not see later keys
-                own = part[:, seq_len - length :]
-                own.masked_fill_(torch.ones_like(own, dtype=torch.bool).triu_(1 + first - rows.start), -torch.inf)
-        return scores
-
-    def _turn(self, x: Tensor, rope: Rope) -> Tensor:
-        """Positions into ``x`` ``[T, ..., D]``, and the Hadamard rotation, which spreads what fp8 would round away."""
-        rotated, rest = x.split([self.rope_dim, self.head_dim - self.rope_dim], dim=-1)
-        x = torch.cat((self.rotate(rotated, rope), rest), dim=-1)
-        # It keeps dot products, so that without rounding it would change nothing.
-        return self.kernels.hadamard(x.float()).to(x.dtype) if self.fp8 else x
+def indexer_shape(shape: DsaShape) -> IndexerShape:
+    """That of every layer's indexer."""
+    return IndexerShape(
+        dim=shape.dim,
+        query_dim=shape.q_lora_rank,
+        n_heads=shape.index_n_heads,
+        head_dim=shape.index_head_dim,
+        rope_dim=shape.qk_rope_head_dim,
+        top_k=shape.index_topk,
+        interleaved=shape.indexer_rope == "interleaved",
+    )
 
 
 class Attention(nn.Module):
@@ -105,7 +58,7 @@ class Attention(nn.Module):
         # Absorbed into queries and outputs, which are not rounded: it is kept wide in fp8 models too.
         self.wkv_b = linear(shape.kv_lora_rank, self.n_heads * (shape.qk_nope_head_dim + shape.v_head_dim), dtype)
         self.wo = projection(self.n_heads * shape.v_head_dim, shape.dim, options)
-        self.indexer = None if layer_id in shape.shared_layers else Indexer(shape, options)
+        self.indexer = None if layer_id in shape.shared_layers else Indexer(indexer_shape(shape), options)
 
     def forward(
         self, x: Tensor, rope: Rope, positions: Tensor, kv: LayerCache, previous: Selection | None
@@ -114,21 +67,21 @@ class Attention(nn.Module):
         shape, kernels = self.shape, self.kernels
         q_latent = self.q_norm(self.wq_a(x))  # [T, q_lora]
         latent, key_rope = self.wkv_a(x).split([shape.kv_lora_rank, shape.qk_rope_head_dim], dim=-1)
-        row = torch.cat((self.kv_norm(latent), rotate_pairs(key_rope, rope)), dim=-1)  # [T, R]
+        row = torch.cat((self.kv_norm(latent), rotate_pairs(key_rope, rope.attention)), dim=-1)  # [T, R]
         if self.indexer is None:
             assert previous is not None, "the first layer has an indexer"
             kv.append(row, None)
             selection = previous
         else:
-            kv.append(row, self.indexer.key(x, rope))
-            selection = self.indexer(x, q_latent, rope, positions, kv)
+            kv.append(row, self.indexer.key(x, rope.indexer))
+            selection = self.indexer(x, q_latent, rope.indexer, positions, kv)
 
         q = self.wq_b(q_latent).view(len(x), self.n_heads, -1)  # [T, H, nope + rope]
         q_nope, q_rope = q.split([shape.qk_nope_head_dim, shape.qk_rope_head_dim], dim=-1)
         up = self.wkv_b.weight.view(self.n_heads, -1, shape.kv_lora_rank)  # [H, nope + v, kv_lora]
         key_up, value_up = up.split([shape.qk_nope_head_dim, shape.v_head_dim], dim=1)
         absorbed = torch.bmm(q_nope.transpose(0, 1), key_up).transpose(0, 1)  # [T, H, kv_lora]
-        q = torch.cat((absorbed, rotate_pairs(q_rope, rope)), dim=-1)  # [T, H, R]
+        q = torch.cat((absorbed, rotate_pairs(q_rope, rope.attention)), dim=-1)  # [T, H, R]
 
         mixed, fetches = [], []
         step = max(1, reference.tile_elements(x.device) // (selection.positions.shape[1] * q.shape[-1]))
@@ -190,7 +143,7 @@ class DeepseekV32(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(i, shape, options) for i in range(shape.n_layers))
         self.norm = RMSNorm(shape.dim, shape.norm_eps, options.dtype)
         self.head = linear(shape.dim, shape.vocab_size // options.world.size, options.dtype)
-        self.rope = RotaryEmbedding(shape.qk_rope_head_dim, shape.rope_theta, shape.yarn, options.device)
+        self.turn = RotaryEmbedding(shape.qk_rope_head_dim, shape.rope_theta, shape.yarn, options.device)
         self.top_k = shape.index_topk
         self.max_seq_len = shape.max_seq_len
         self.vocab_size = shape.vocab_size
@@ -200,6 +153,10 @@ class DeepseekV32(nn.Module):
         if options.index_fp8:
             self.kv_fp8 = Fp8Kv(options.kernels, options.ue8m0, latent=shape.kv_lora_rank if options.fp8 else 0)
         self.index_layer_ids = shape.index_layer_ids
+
+    def rope(self, positions: Tensor) -> Rope:
+        turn = self.turn(positions)
+        return Rope(turn, turn)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.world.all_gather(self.head(self.norm(hidden)).float())

@@ -11,7 +11,7 @@ from msgspec import Struct
 from dsakv.errors import InputError
 from dsakv.models.dsa_shape import DsaShape, check
 from dsakv.models.hf_shape import read_hf_shape
-from dsakv.models.yarn import Yarn, mscale
+from dsakv.models.rope_scaling import Yarn, mscale
 
 
 class _DeepseekJson(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

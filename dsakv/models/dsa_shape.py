@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from dsakv.errors import InputError
 from dsakv.models.deepseek_v32_names import BLOCK
-from dsakv.models.yarn import Yarn
+from dsakv.models.rope_scaling import Yarn
 
 LARGEST = 2**31
 """Of every dimension."""

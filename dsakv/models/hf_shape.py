@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from dsakv.errors import InputError
 from dsakv.models.dsa_shape import DsaShape
-from dsakv.models.yarn import Yarn, mscale
+from dsakv.models.rope_scaling import Yarn, mscale
 
 _Keys = TypeVar("_Keys", bound=Struct)
 

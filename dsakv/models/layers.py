@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsakv.models.contracts import Turn
 from dsakv.models.options import ModelOptions
 from dsakv.models.projections import projection
-from dsakv.models.yarn import Yarn
+from dsakv.models.rope_scaling import Llama3Scaling, Yarn
 
 
 class RMSNorm(nn.Module):
@@ -28,17 +29,19 @@ class RMSNorm(nn.Module):
 
 
 class RotaryEmbedding:
-    """Cosine and sine of rotary position embedding over ``dim`` dimensions, with YaRN where given."""
+    """Cosine and sine of rotary position embedding over ``dim`` dimensions, for longer contexts where so scaled."""
 
-    def __init__(self, dim: int, theta: float, yarn: Yarn | None, device: torch.device) -> None:
+    def __init__(self, dim: int, theta: float, scaling: Yarn | Llama3Scaling | None, device: torch.device) -> None:
         frequency = 1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))  # [dim / 2]
         self.scale = 1.0
-        if yarn is not None:
-            frequency = _yarn_frequencies(frequency, dim, theta, yarn)
-            self.scale = yarn.rope_scale
+        if isinstance(scaling, Yarn):
+            frequency = _yarn_frequencies(frequency, dim, theta, scaling)
+            self.scale = scaling.rope_scale
+        elif scaling is not None:
+            frequency = _llama3_frequencies(frequency, scaling)
         self.frequency = frequency.to(device)
 
-    def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, positions: Tensor) -> Turn:
         """``positions`` ``[T]`` to cosine and sine ``[T, dim / 2]`` float32."""
         angles = positions.float().unsqueeze(1) * self.frequency
         return angles.cos() * self.scale, angles.sin() * self.scale
@@ -57,21 +60,29 @@ def _yarn_frequencies(frequency: Tensor, dim: int, theta: float, yarn: Yarn) -> 
     return frequency / yarn.factor * interpolated + frequency * (1 - interpolated)
 
 
-def rotate_pairs(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+def _llama3_frequencies(frequency: Tensor, scaling: Llama3Scaling) -> Tensor:
+    """Keep what turns often within the original context, slow down what turns rarely, blend linearly between."""
+    turns = frequency * scaling.original_max_seq_len / (2 * math.pi)
+    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    kept = kept.clamp(0, 1)
+    return frequency * kept + frequency / scaling.factor * (1 - kept)
+
+
+def rotate_pairs(x: Tensor, rope: Turn) -> Tensor:
     """Rotate adjacent dimensions ``(0, 1), (2, 3), ...`` (interleaved layout). ``x`` ``[T, ..., dim]``."""
     cos, sin = _per_head(x, rope)
     even, odd = x[..., 0::2].float(), x[..., 1::2].float()
     return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2).to(x.dtype)
 
 
-def rotate_halves(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+def rotate_halves(x: Tensor, rope: Turn) -> Tensor:
     """Rotate dimension ``i`` with ``i + dim / 2`` (half-split layout). ``x`` ``[T, ..., dim]``."""
     cos, sin = _per_head(x, rope)
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
-def _per_head(x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _per_head(x: Tensor, rope: Turn) -> Turn:
     """Cosine and sine ``[T, dim / 2]`` with the head dimension that ``x`` may have."""
     cos, sin = rope
     return (cos.unsqueeze(1), sin.unsqueeze(1)) if x.dim() == 3 else (cos, sin)

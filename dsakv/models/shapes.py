@@ -10,11 +10,18 @@ from typing import Any
 import orjson
 
 from dsakv.errors import InputError
-from dsakv.models import deepseek_v32_shape, glm_moe_dsa
-from dsakv.models.dsa_shape import DsaShape
+from dsakv.models import deepseek_v32_shape, glm_moe_dsa, llama_shape
+from dsakv.models.dsa_shape import DsaShape, check_ranks
+from dsakv.models.llama_shape import LlamaShape
 
-PARSERS: Mapping[str, Callable[[dict[str, Any], str], DsaShape]] = MappingProxyType(
-    {"deepseek_v32": deepseek_v32_shape.parse_shape, "glm_moe_dsa": glm_moe_dsa.parse_shape}
+Shape = DsaShape | LlamaShape
+
+PARSERS: Mapping[str, Callable[[dict[str, Any], str], Shape]] = MappingProxyType(
+    {
+        "deepseek_v32": deepseek_v32_shape.parse_shape,
+        "glm_moe_dsa": glm_moe_dsa.parse_shape,
+        "llama": llama_shape.parse_shape,
+    }
 )
 """Reads a config, by its ``model_type``."""
 
@@ -32,7 +39,7 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def shape_of(config: dict[str, Any], source: str) -> DsaShape:
+def shape_of(config: dict[str, Any], source: str) -> Shape:
     """The shape that a config gives; ``source`` names the file in errors. DeepSeek's own form names no model type.
 
     Raises InputError for a model type that is not supported, missing keys, wrong values and impossible dimensions.
@@ -41,3 +48,19 @@ def shape_of(config: dict[str, Any], source: str) -> DsaShape:
     if not isinstance(kind, str) or kind not in PARSERS:
         raise InputError(f"{source}: model_type {kind!r} is not supported", f"supported: {', '.join(PARSERS)}")
     return PARSERS[kind](config, source)
+
+
+def check_ranks_of(shape: Shape, n_ranks: int, source: str) -> None:
+    """Raise InputError where ``n_ranks`` ranks cannot share the model."""
+    if isinstance(shape, DsaShape):
+        check_ranks(shape, n_ranks, source)
+    elif n_ranks > 1:
+        raise InputError(f"{source}: a Llama model runs on one rank", "leave --model-parallel out")
+
+
+def dsa_shape_of(config: dict[str, Any], source: str) -> DsaShape:
+    """As :func:`shape_of`; also raises InputError for a model without indexers of its own."""
+    shape = shape_of(config, source)
+    if not isinstance(shape, DsaShape):
+        raise InputError(f"{source}: a {config['model_type']} model has no DSA", "use a DeepSeek-V3.2 or GLM-5 model")
+    return shape

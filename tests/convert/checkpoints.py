@@ -16,7 +16,7 @@ from torch import Tensor
 from dsakv.convert.architecture import tensors
 from dsakv.convert.header import Stored, format_header
 from dsakv.models.deepseek_v32_names import hf_name
-from dsakv.models.shapes import read_config, shape_of
+from dsakv.models.shapes import dsa_shape_of, read_config
 from dsakv.models.tiny import CONFIG, write_checkpoint
 
 Tensors = dict[str, Tensor]
@@ -144,7 +144,7 @@ def hollow(directory: Path, **dimensions: int) -> int:
     config = CONFIG | ones | least | dimensions | {"num_hidden_layers": 1}
     (directory / "config.json").write_text(json.dumps(config))
     total = 0
-    for number, (name, shape) in enumerate(tensors(shape_of(read_config(directory / "config.json"), "config"))):
+    for number, (name, shape) in enumerate(tensors(dsa_shape_of(read_config(directory / "config.json"), "config"))):
         path, size = directory / f"{number}.safetensors", 2 * math.prod(shape)
         path.write_bytes(format_header([Stored(hf_name(name), "BF16", shape, 0, size)]))
         os.truncate(path, path.stat().st_size + size)

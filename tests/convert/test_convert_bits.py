@@ -19,7 +19,7 @@ from dsakv.distributed import World
 from dsakv.jobs.convert import convert
 from dsakv.models.deepseek_v32 import DeepseekV32
 from dsakv.models.options import ModelOptions
-from dsakv.models.shapes import read_config, shape_of
+from dsakv.models.shapes import dsa_shape_of, read_config
 from tests.convert.checkpoints import COPIED, KINDS, Tensors, assert_same_bits, expected, make
 
 Made = tuple[Path, Tensors]
@@ -61,7 +61,7 @@ def test_a_rank_loads_its_file(made: Made, ranks: int, tmp_path: Path) -> None:
     source, _ = made
     paths = convert(config(source, tmp_path / "out", ranks), Console())
     raw = read_config(source / "config.json")
-    shape = shape_of(raw, "config.json")
+    shape = dsa_shape_of(raw, "config.json")
     for rank, path in enumerate(paths):
         model = DeepseekV32(shape, ModelOptions(world=World(rank, ranks))).to_empty(device="cpu")
         wanted = {name: parameter.shape for name, parameter in model.named_parameters()}

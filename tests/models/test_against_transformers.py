@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -86,6 +87,7 @@ def our_forward(model: Model, ids: list[int], chunk: int) -> tuple[Tensor, list[
             selection = None
             for i, layer in enumerate(model.layers):
                 hidden, selection, _ = layer(hidden, rope, step.positions, step.layer(i), selection)
+                assert selection is not None
                 chosen[i] += [p[:n].tolist() for p, n in zip(selection.positions, selection.counts, strict=True)]
             logits.append(model.logits(hidden))
     return torch.cat(logits), chosen
@@ -96,10 +98,11 @@ def has_near_tie(model: Model, ids: list[int]) -> bool:
     gaps: list[float] = []
 
     def measure(indexer: Any, inputs: Any, _output: object) -> None:
-        indexer.top_k += 1
+        kept = indexer.shape
+        indexer.shape = replace(kept, top_k=kept.top_k + 1)
         selection = indexer.forward(*inputs)
-        indexer.top_k -= 1
-        lowest = selection.scores[selection.counts > indexer.top_k].topk(2, dim=-1, largest=False).values
+        indexer.shape = kept
+        lowest = selection.scores[selection.counts > kept.top_k].topk(2, dim=-1, largest=False).values
         gaps.extend((lowest[:, 1] - lowest[:, 0]).tolist())
 
     indexers = [layer.attn.indexer for layer in model.layers]  # type: ignore[attr-defined]

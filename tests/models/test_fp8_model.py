@@ -92,6 +92,7 @@ def forward(model: Model, ids: Tensor, chunk: int) -> Pass:
         for i, layer in enumerate(model.layers):
             hidden, selection, _ = layer(hidden, rope, step.positions, step.layer(i), selection)
             states[i + 1].append(hidden)
+            assert selection is not None
             for row, (positions, count) in enumerate(zip(selection.positions, selection.counts, strict=True)):
                 chosen[i, start + row, positions[: int(count)]] = True
     kept = []
@@ -102,8 +103,8 @@ def forward(model: Model, ids: Tensor, chunk: int) -> Pass:
         keys = None if own is None else own.values.float() * (1.0 if own.scale is None else own.scale.unsqueeze(1))
         kept.append(Kept(rows, keys))
     whole = [torch.cat(parts) for parts in states]
-    rope = model.rope(torch.arange(n))
-    return Pass(whole[:-1], whole[1:], list(chosen), kept, rope, model.logits(whole[-1]))
+    turn = model.rope(torch.arange(n)).attention
+    return Pass(whole[:-1], whole[1:], list(chosen), kept, turn, model.logits(whole[-1]))
 
 
 def tokens(n: int, seed: int = 2) -> Tensor:

@@ -20,8 +20,8 @@ from dsakv.jobs.model import load_model
 from dsakv.models.deepseek_v32_names import unused
 from dsakv.models.dsa_shape import DsaShape
 from dsakv.models.glm_moe_dsa import parse_shape
-from dsakv.models.shapes import shape_of
-from dsakv.models.yarn import Yarn
+from dsakv.models.rope_scaling import Yarn
+from dsakv.models.shapes import dsa_shape_of
 from tests.models.checkpoints import GLM_MODELS, save
 
 CONFIG: dict[str, Any] = json.loads((Path(__file__).parent / "glm_5.json").read_text())
@@ -150,7 +150,7 @@ def test_any_value_anywhere_is_a_shape_or_an_input_error(data: st.DataObject, va
     further = ["indexer_types", "index_topk_pattern", "index_topk_freq", "index_skip_topk_offset", "mlp_layer_types"]
     config = CONFIG | {"num_hidden_layers": 2, data.draw(st.sampled_from([*CONFIG, *further])): value}
     try:
-        found: object = shape_of(config, "here.json")
+        found: object = dsa_shape_of(config, "here.json")
     except InputError as error:
         found = error.message
     assert isinstance(found, DsaShape) or str(found).startswith("here.json: ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 from dsakv.kernels import reference
 from dsakv.kernels.contract import FP8_BLOCK, Kernels, Quantized
 from dsakv.models.contracts import Fetch, Fp8Kv, IndexKeys, Segment, Selection
-from dsakv.models.deepseek_v32 import Indexer
+from dsakv.models.deepseek_v32 import indexer_shape
 from dsakv.models.deepseek_v32_shape import parse_shape
+from dsakv.models.indexer import Indexer
 from dsakv.models.layers import RotaryEmbedding
 from dsakv.models.options import ModelOptions
 from dsakv.models.tiny import CONFIG
@@ -50,6 +52,9 @@ class Keys:
     def index_keys(self, segment: int) -> IndexKeys:
         return self.kept
 
+    def sequence(self, segment: int) -> Tensor:
+        raise NotImplementedError
+
     def gather(self, positions: Tensor, rows: slice) -> tuple[Tensor, Fetch]:
         raise NotImplementedError
 
@@ -68,7 +73,7 @@ def select(indexer: Indexer, kernels: Kernels) -> Selection:
 
 def make(options: ModelOptions) -> Indexer:
     """An indexer of normal weights, always the same ones."""
-    indexer, generator = Indexer(SHAPE, options), torch.Generator().manual_seed(0)
+    indexer, generator = Indexer(indexer_shape(SHAPE), options), torch.Generator().manual_seed(0)
     for name, parameter in list(indexer.named_parameters()):
         owner, _, leaf = name.rpartition(".")
         value = torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5
@@ -78,9 +83,10 @@ def make(options: ModelOptions) -> Indexer:
 
 def scores_of(indexer: Indexer, kernels: Kernels) -> Tensor:
     """All scores ``[T, T]``, ``-inf`` where a query may not see."""
-    indexer.top_k, kept = TOKENS, indexer.top_k
+    kept = indexer.shape
+    indexer.shape = replace(kept, top_k=TOKENS)
     scores = select(indexer, kernels).scores
-    indexer.top_k = kept
+    indexer.shape = kept
     return scores
 
 

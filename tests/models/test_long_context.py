@@ -15,8 +15,9 @@ from torch import Tensor
 from dsakv.kernels import reference
 from dsakv.kv.paged import BlockTable, PagedCache
 from dsakv.models.contracts import Selection
-from dsakv.models.deepseek_v32 import Indexer
+from dsakv.models.deepseek_v32 import indexer_shape
 from dsakv.models.deepseek_v32_shape import parse_shape
+from dsakv.models.indexer import Indexer
 from dsakv.models.options import ModelOptions
 from dsakv.models.tiny import CONFIG
 from tests.shapes import SMALL_SHAPE
@@ -59,7 +60,7 @@ def selected(monkeypatch: pytest.MonkeyPatch, rows: int) -> Selection:
     """Selections of sequences of 37, 1, 50 and 8 new tokens, ``rows`` queries at a time; ties abound."""
     monkeypatch.setattr(reference, "score_rows", lambda n_keys, device: rows)
     shape = parse_shape(CONFIG | SMALL_SHAPE | {"index_head_dim": 64}, "test")  # 16 heads of 64: a scale of 1/32
-    indexer = ExactIndexer(shape, ModelOptions())
+    indexer = ExactIndexer(indexer_shape(shape), ModelOptions())
     generator = torch.Generator().manual_seed(0)
     for name in ("wq_b", "weights_proj"):
         weight = whole_numbers(*getattr(indexer, name).weight.shape, high=1, generator=generator)

@@ -20,9 +20,9 @@ from dsakv.jobs.model import load_model
 from dsakv.models.deepseek_v32_names import unused
 from dsakv.models.deepseek_v32_shape import parse_shape
 from dsakv.models.dsa_shape import DsaShape
-from dsakv.models.shapes import read_config, shape_of
+from dsakv.models.rope_scaling import Yarn
+from dsakv.models.shapes import dsa_shape_of, read_config
 from dsakv.models.tiny import CONFIG
-from dsakv.models.yarn import Yarn
 from tests.shapes import SMALL_SHAPE
 
 CONFIGS = Path(dsakv.__file__).parent.parent / "configs"
@@ -228,13 +228,13 @@ def test_a_missing_key_of_hugging_faces_form_is_named(key: str) -> None:
 @pytest.mark.parametrize("kind", ["deepseek_v3", "glm4_moe", [], 3])
 def test_an_unknown_model_type_is_named(kind: Any) -> None:
     with pytest.raises(InputError, match=r"model_type .* is not supported"):
-        shape_of(HF_671B | {"model_type": kind}, "here.json")
+        dsa_shape_of(HF_671B | {"model_type": kind}, "here.json")
 
 
 def test_deepseeks_form_names_no_model_type() -> None:
-    assert shape_of(DEEPSEEK_671B, "here.json") == shape(HF_671B)
+    assert dsa_shape_of(DEEPSEEK_671B, "here.json") == shape(HF_671B)
     with pytest.raises(InputError, match="model_type None"):
-        shape_of({"dim": 3}, "here.json")
+        dsa_shape_of({"dim": 3}, "here.json")
 
 
 JSON = st.recursive(
@@ -255,7 +255,7 @@ def test_any_value_anywhere_is_a_shape_or_an_input_error(data: st.DataObject, va
     else:
         config[key] = value
     try:
-        found: object = shape_of(config, "here.json")
+        found: object = dsa_shape_of(config, "here.json")
     except InputError as error:
         found = error.message
     assert isinstance(found, DsaShape) or str(found).startswith("here.json: ")

@@ -18,8 +18,8 @@ from dsakv.jobs.model import load_model
 from dsakv.models import tiny
 from dsakv.models.deepseek_v32_shape import parse_shape
 from dsakv.models.dsa_shape import DsaShape
+from dsakv.models.rope_scaling import Yarn
 from dsakv.models.tiny import ensure_tiny_model
-from dsakv.models.yarn import Yarn
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from dsakv.distributed import World
 from dsakv.models.deepseek_v32 import DeepseekV32
 from dsakv.models.deepseek_v32_names import hf_name, split_of
 from dsakv.models.options import ModelOptions
-from dsakv.models.shapes import read_config, shape_of
+from dsakv.models.shapes import dsa_shape_of, read_config
 from dsakv.weights.checkpoint import Checkpoint
 from dsakv.weights.layout import layout_of
 from dsakv.weights.plan import plan_loading
@@ -30,7 +30,7 @@ WIDE = ("embed", "head", "gate", "weights_proj")
 
 def build(world: World, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
     raw = read_config(CONFIG)
-    return DeepseekV32(shape_of(raw, "config"), ModelOptions(dtype, world=world))
+    return DeepseekV32(dsa_shape_of(raw, "config"), ModelOptions(dtype, world=world))
 
 
 def released_tensors(model: nn.Module) -> dict[str, tuple[str, list[int]]]:
@@ -79,7 +79,7 @@ def test_every_tensor_of_the_released_checkpoint_has_its_place(
     assert sum(path.stat().st_size for path in directory.glob("*.safetensors")) > 680e9
     world = World(rank, size)
     raw = read_config(CONFIG)
-    layout = layout_of(directory, shape_of(raw, "config"), world)
+    layout = layout_of(directory, dsa_shape_of(raw, "config"), world)
     with Checkpoint(directory) as checkpoint:
         plan = plan_loading(build(world), checkpoint, layout, torch.device("cpu"))
     expected = 0

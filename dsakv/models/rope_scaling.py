@@ -1,4 +1,4 @@
-"""YaRN context extension: its constants. No torch."""
+"""How rotary position embedding is stretched for contexts longer than the original: constants. No torch."""
 
 from __future__ import annotations
 
@@ -18,6 +18,17 @@ class Yarn:
     """Factor on cosine and sine (the paper's attention factor)."""
     softmax_scale: float = 1.0
     """Factor on the attention logits."""
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
+    """Llama 3.1's: dimensions that turn fewer than ``low_freq_factor`` times within the original context are slowed
+    down by ``factor``, those that turn more than ``high_freq_factor`` times are kept."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_seq_len: int
 
 
 def mscale(factor: float, weight: float) -> float:

@@ -1,0 +1,176 @@
+"""Llama: grouped-query attention over all tokens, or over those that are selected as a DSA model selects them.
+
+The KV cache holds, for each token and layer, the rotated keys of all KV heads and behind them the values
+(``2 * n_kv_heads * head_dim`` numbers), and the indexer's key where there is one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dsakv.kernels import reference
+from dsakv.models.contracts import Fetch, Fp8Kv, LayerCache, LayerOutput, Rope, Selection, Turn
+from dsakv.models.indexer import Indexer, IndexerShape
+from dsakv.models.layers import Embedding, GatedMLP, RMSNorm, RotaryEmbedding, rotate_halves
+from dsakv.models.llama_shape import LlamaShape
+from dsakv.models.options import ModelOptions
+from dsakv.models.projections import linear
+from dsakv.models.selection import hide_later, select_best, select_recent
+
+
+@dataclass(frozen=True)
+class Selecting:
+    """How each query's tokens are selected.
+
+    ``indexer``: by a lightning indexer; ``oracle``: those with the largest share of the attention itself, summed over
+    heads, which costs more than attending to all; ``recent``: a sliding window with the first tokens.
+    """
+
+    by: Literal["indexer", "oracle", "recent"]
+    top_k: int
+    indexer: IndexerShape | None = None
+    """Of the indexer, where that selects."""
+    indexer_theta: float = 10000.0
+    """Base of its RoPE frequencies."""
+
+
+class Attention(nn.Module):
+    """Grouped-query attention, over a selection where ``selecting`` says how it is made."""
+
+    def __init__(self, shape: LlamaShape, options: ModelOptions, selecting: Selecting | None) -> None:
+        super().__init__()
+        self.shape, self.kernels, self.world, self.selecting = shape, options.kernels, options.world, selecting
+        self.scale = shape.head_dim**-0.5
+        kv_dim = shape.n_kv_heads * shape.head_dim
+        self.wq = linear(shape.dim, shape.n_heads * shape.head_dim, options.dtype)
+        self.wk = linear(shape.dim, kv_dim, options.dtype)
+        self.wv = linear(shape.dim, kv_dim, options.dtype)
+        self.wo = linear(shape.n_heads * shape.head_dim, shape.dim, options.dtype)
+        self.indexer = Indexer(selecting.indexer, options) if selecting and selecting.indexer else None
+
+    def qkv(self, x: Tensor, rope: Turn) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``[T, H, d]``, keys and values ``[T, G, d]``, rotated, of normed hidden states ``[T, dim]``."""
+        d = self.shape.head_dim
+        q, k = self.wq(x).view(len(x), -1, d), self.wk(x).view(len(x), -1, d)
+        return rotate_halves(q, rope), rotate_halves(k, rope), self.wv(x).view(len(x), -1, d)
+
+    def forward(
+        self, x: Tensor, rope: Rope, positions: Tensor, kv: LayerCache
+    ) -> tuple[Tensor, Selection | None, list[Fetch]]:
+        """What the heads read ``[T, H * d]``, with the selection and what reading it cost."""
+        q, k, v = self.qkv(x, rope.attention)
+        kv.append(torch.cat((k, v), dim=1).flatten(1), self.indexer.key(x, rope.indexer) if self.indexer else None)
+        if self.selecting is None:
+            return self._read_all(q, kv), None, []
+        selection = self._select(self.selecting, x, q, rope, positions, kv)
+        mixed, fetches = [], []
+        step = max(1, reference.tile_elements(x.device) // (selection.positions.shape[1] * 2 * k[0].numel()))
+        for start in range(0, len(x), step):
+            rows = slice(start, min(start + step, len(x)))
+            gathered, fetch = kv.gather(selection.positions[rows], rows)  # [t, K, R]
+            keys, values = self._heads(gathered)
+            mixed.append(reference.grouped_attention(q[rows], keys, values, selection.counts[rows], self.scale))
+            fetches.append(fetch)
+        return torch.cat(mixed).flatten(1), selection, fetches
+
+    def _heads(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values ``[..., G, d]`` of cache rows ``[..., R]``."""
+        heads = rows.view(*rows.shape[:-1], 2, self.shape.n_kv_heads, self.shape.head_dim)
+        return heads[..., 0, :, :], heads[..., 1, :, :]
+
+    def _read_all(self, q: Tensor, kv: LayerCache) -> Tensor:
+        """Attention of each query to all keys up to its own."""
+        mixed = []
+        for i, segment in enumerate(kv.segments):
+            keys, values = (part.transpose(0, 1) for part in self._heads(kv.sequence(i)))  # [G, S, d]
+            own = q[segment.rows].transpose(0, 1)  # [H, t, d]
+            step = reference.score_rows(segment.seq_len, q.device)
+            for start in range(0, own.shape[1], step):
+                tile = own[:, start : start + step]
+                rows = slice(segment.rows.start + start, segment.rows.start + start + tile.shape[1])
+                mask = torch.zeros(tile.shape[1], segment.seq_len, dtype=q.dtype, device=q.device)
+                hide_later(mask, segment, rows)
+                out = F.scaled_dot_product_attention(
+                    tile[None], keys[None], values[None], attn_mask=mask, scale=self.scale, enable_gqa=True
+                )
+                mixed.append(out[0].transpose(0, 1))  # [t, H, d]
+        return torch.cat(mixed).flatten(1)
+
+    def _select(
+        self, selecting: Selecting, x: Tensor, q: Tensor, rope: Rope, positions: Tensor, kv: LayerCache
+    ) -> Selection:
+        if selecting.by == "recent":
+            return select_recent(positions, kv, selecting.top_k)
+        if self.indexer is not None:
+            selection: Selection = self.indexer(x, x, rope.indexer, positions, kv)
+            return selection
+
+        def score(i: int, rows: slice, out: Tensor) -> None:
+            keys, _ = self._heads(kv.sequence(i))  # [S, G, d]
+            hide = partial(hide_later, segment=kv.segments[i], rows=rows)
+            reference.attention_shares(q[rows], keys, self.scale, hide, out)
+
+        return select_best(score, positions, kv, selecting.top_k, self.kernels, self.world)
+
+
+class DecoderLayer(nn.Module):
+    """Attention and feed-forward with pre-normalisation and residuals."""
+
+    def __init__(self, shape: LlamaShape, options: ModelOptions, selecting: Selecting | None) -> None:
+        super().__init__()
+        self.attn_norm = RMSNorm(shape.dim, shape.norm_eps, options.dtype)
+        self.attn = Attention(shape, options, selecting)
+        self.ffn_norm = RMSNorm(shape.dim, shape.norm_eps, options.dtype)
+        self.ffn = GatedMLP(shape.dim, shape.inter_dim, options)
+
+    def forward(
+        self, hidden: Tensor, rope: Rope, positions: Tensor, kv: LayerCache, previous: Selection | None = None
+    ) -> LayerOutput:
+        mixed, selection, fetches = self.attn(self.attn_norm(hidden), rope, positions, kv)
+        return LayerOutput(self.finish(hidden, mixed), selection, fetches)
+
+    def finish(self, hidden: Tensor, mixed: Tensor) -> Tensor:
+        """The layer's output ``[T, dim]``, given its input and what its heads read ``[T, H * d]``."""
+        hidden = hidden + self.attn.wo(mixed)
+        out: Tensor = hidden + self.ffn(self.ffn_norm(hidden))
+        return out
+
+
+class Llama(nn.Module):
+    """The decoder; see ``models.contracts.Model``. Dense unless ``selecting`` says how to select."""
+
+    def __init__(self, shape: LlamaShape, options: ModelOptions, selecting: Selecting | None = None) -> None:
+        super().__init__()
+        options = replace(options, fp8=False)
+        self.shape, self.dtype, self.device = shape, options.dtype, options.device
+        self.embed = Embedding(shape.vocab_size, shape.dim, options)
+        self.layers = nn.ModuleList(DecoderLayer(shape, options, selecting) for _ in range(shape.n_layers))
+        self.norm = RMSNorm(shape.dim, shape.norm_eps, options.dtype)
+        self.head = None if shape.tied else linear(shape.dim, shape.vocab_size, options.dtype)
+        self.turn = RotaryEmbedding(shape.head_dim, shape.rope_theta, shape.scaling, options.device)
+        self.index_turn = self.turn
+        self.index_key_dim = 0
+        self.kv_fp8: Fp8Kv | None = None
+        if selecting and selecting.indexer:
+            indexer = selecting.indexer
+            self.index_turn = RotaryEmbedding(indexer.rope_dim, selecting.indexer_theta, None, options.device)
+            self.index_key_dim = indexer.head_dim
+            self.kv_fp8 = Fp8Kv(options.kernels, options.ue8m0) if options.index_fp8 else None
+        self.top_k = selecting.top_k if selecting else 0
+        self.max_seq_len = shape.max_seq_len
+        self.vocab_size = shape.vocab_size
+        self.kv_row_dim = 2 * shape.n_kv_heads * shape.head_dim
+        self.index_layer_ids = list(range(shape.n_layers))
+
+    def rope(self, positions: Tensor) -> Rope:
+        return Rope(self.turn(positions), self.index_turn(positions))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        matrix = self.embed.weight if self.head is None else self.head.weight
+        return F.linear(self.norm(hidden), matrix).float()
