@@ -13,11 +13,17 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from dsakv.models.contracts import Turn
+from dsakv.models.indexer import Indexer, IndexerShape
+from dsakv.models.layers import RotaryEmbedding
+from dsakv.models.llama import DecoderLayer, Llama
+from dsakv.models.options import ModelOptions
 
 HIDDEN = -1e9
 """Score of a key that a query must not see: finite, as 0 * -inf is no number."""
@@ -30,7 +36,7 @@ ChunkSource = Callable[[int], list[int]]
 class Recipe:
     """Everything that the trained weights depend on besides base model and texts."""
 
-    steps: int = 480
+    steps: int = 720
     seed: int = 0
     lr: float = 6e-3
     warmup: int = 20
@@ -39,10 +45,17 @@ class Recipe:
     ema: float = 0.98
     rows: int = 256
     """Queries that are learnt from in a chunk."""
-    last_rows: int = 16
+    last_rows: int = 24
     """Of these the chunk's last ones: where the answers of a question behind a long text are."""
     ring: int = 36
-    """Last chunks that replays choose from: each chunk is followed by the replay of one."""
+    """Last chunks that replays choose from."""
+    replays: int = 2
+    """Behind each fresh chunk: running the model costs several times as much as a step of the indexers."""
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of the whole training."""
+        return -(-self.steps // (1 + self.replays))
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
@@ -52,9 +65,9 @@ class Recipe:
         return self.lr * (self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * done)))
 
     def chunk_of(self, step: int) -> int:
-        """The chunk that a step learns from: a fresh one in even steps, one of the ring in odd ones."""
-        newest = step // 2
-        if step % 2 == 0 or newest == 0:
+        """The chunk that a step learns from: a fresh one, or the replay of one of the ring."""
+        newest, replay = divmod(step, 1 + self.replays)
+        if replay == 0 or newest == 0:
             return newest
         return random.Random(f"{self.seed}/replay/{step}").randrange(max(0, newest - self.ring + 1), newest)
 
@@ -71,21 +84,37 @@ class Chunk:
     """Positions ``[R]`` of the queries, ascending."""
 
 
-def observe(model: Any, ids: list[int], rows: Tensor, dtype: torch.dtype = torch.bfloat16) -> Chunk:
+def fresh_indexers(model: Llama, shape: IndexerShape, seed: int) -> list[Indexer]:
+    """One for each layer, in float32, with random weights."""
+    generator = torch.Generator().manual_seed(seed)
+    indexers = []
+    for _ in range(model.shape.n_layers):
+        indexer = Indexer(shape, ModelOptions()).to_empty(device="cpu")
+        for name, parameter in indexer.named_parameters():
+            if name.startswith("k_norm"):
+                nn.init.constant_(parameter, float(name.endswith("weight")))
+            else:
+                bound = parameter.shape[1] ** -0.5
+                nn.init.uniform_(parameter, -bound, bound, generator=generator)
+        indexers.append(indexer)
+    return indexers
+
+
+def observe(model: Llama, ids: list[int], rows: Tensor, dtype: torch.dtype = torch.bfloat16) -> Chunk:
     """Run the model densely over ``ids``; attention is kept as ``dtype``."""
     inputs, attention = [], []
     with torch.no_grad():
         rope = model.rope(torch.arange(len(ids)))
         hidden = model.embed(torch.tensor(ids))  # [T, dim]
-        for i, layer in enumerate(model.layers):
+        for i, layer in enumerate(cast(list[DecoderLayer], model.layers)):
             x = layer.attn_norm(hidden)
             q, k, v = layer.attn.qkv(x, rope.attention)  # [T, H, d], [T, G, d], [T, G, d]
             inputs.append(x)
             attention.append(attention_of(q[rows], k, rows).to(dtype))
             if i + 1 < len(model.layers):
                 k, v = (each.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for each in (k, v))
-                heads = (each.transpose(0, 1).unsqueeze(0) for each in (q, k, v))  # [1, H, T, d]
-                mixed = F.scaled_dot_product_attention(*heads, is_causal=True)[0]  # [H, T, d]
+                q, k, v = (each.transpose(0, 1).contiguous()[None] for each in (q, k, v))  # [1, H, T, d]
+                mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)[0]  # [H, T, d]
                 hidden = layer.finish(hidden, mixed.transpose(0, 1).flatten(1))
     return Chunk(inputs, attention, rows)
 
@@ -100,10 +129,10 @@ def attention_of(q: Tensor, k: Tensor, rows: Tensor) -> Tensor:
     return scores.softmax(-1).mean(0)
 
 
-def index_scores(indexer: Any, x: Tensor, rope: tuple[Tensor, Tensor], rows: Tensor) -> Tensor:
+def index_scores(indexer: Indexer, x: Tensor, rope: Turn, rows: Tensor) -> Tensor:
     """Scores ``[R, T]`` of the queries at ``rows`` for all keys, ``HIDDEN`` for later ones. ``x`` ``[T, dim]``."""
     key = indexer.key(x, rope)  # [T, D]
-    q, weights = indexer.query(x[rows], (rope[0][rows], rope[1][rows]))  # [R, H, D], [R, H]
+    q, weights = indexer.query(x[rows], x[rows], (rope[0][rows], rope[1][rows]))  # [R, H, D], [R, H]
     dots = (q.flatten(0, 1) @ key.t()).view(len(rows), -1, len(key))  # [R, H, T]
     scores = torch.bmm(weights.unsqueeze(1), dots.relu()).squeeze(1)  # [R, T]
     return scores.masked_fill(_unseen(rows, len(key)), HIDDEN)
@@ -138,9 +167,9 @@ def choose_rows(recipe: Recipe, length: int, index: int) -> Tensor:
     return torch.tensor([*(draw.choice(part) for part in parts), *range(last, length)])
 
 
-def captured_mass(indexers: list[Any], chunk: Chunk, model: Any, k: int) -> list[float]:
+def captured_mass(indexers: list[Indexer], turn: RotaryEmbedding, chunk: Chunk, k: int) -> list[float]:
     """Share of the attention on the ``k`` best-scored keys, one a layer; mean over the rows that have more keys."""
-    rope = model.rope(torch.arange(len(chunk.inputs[0]))).indexer
+    rope = turn(torch.arange(len(chunk.inputs[0])))
     wide = chunk.rows >= k
     shares = []
     with torch.no_grad():
@@ -153,8 +182,11 @@ def captured_mass(indexers: list[Any], chunk: Chunk, model: Any, k: int) -> list
 class Training:
     """The indexers of all layers with optimizer and moving average; ``state_dict`` to ``load_state`` is a resume."""
 
-    def __init__(self, model: Any, indexers: list[nn.Module], recipe: Recipe, chunks: ChunkSource) -> None:
-        self.model, self.indexers, self.recipe, self.chunks = model, indexers, recipe, chunks
+    def __init__(
+        self, model: Llama, indexers: list[Indexer], turn: RotaryEmbedding, recipe: Recipe, chunks: ChunkSource
+    ) -> None:
+        """``turn`` is the indexers' RoPE; ``model`` is dense."""
+        self.model, self.indexers, self.turn, self.recipe, self.chunks = model, indexers, turn, recipe, chunks
         self.step = 0
         self.tokens = 0
         """Fresh tokens seen."""
@@ -172,9 +204,9 @@ class Training:
         index = self.recipe.chunk_of(self.step)
         chunk = self._chunk(index)
         length = len(chunk.inputs[0])
-        if self.step % 2 == 0:
+        if self.step % (1 + self.recipe.replays) == 0:
             self.tokens += length
-        rope = self.model.rope(torch.arange(length)).indexer
+        rope = self.turn(torch.arange(length))
         self._optimizer.zero_grad()
         total = 0.0
         for indexer, x, attention in zip(self.indexers, chunk.inputs, chunk.attention, strict=True):
@@ -191,7 +223,7 @@ class Training:
     def _chunk(self, index: int) -> Chunk:
         """From the ring, else computed: after a resume the ring fills again as replays ask for its chunks."""
         if index not in self._seen:
-            for old in [each for each in self._seen if each <= self.step // 2 - self.recipe.ring]:
+            for old in [each for each in self._seen if each <= index - self.recipe.ring]:
                 del self._seen[old]
             ids = self.chunks(index)
             self._seen[index] = observe(self.model, ids, choose_rows(self.recipe, len(ids), index))

@@ -13,15 +13,20 @@ from dataclasses import dataclass
 
 from dsakv.workloads.ruler.vocabulary import Vocabulary
 
-NAMES = (
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+NAMES = _words(
     "Ada Amir Anna Ben Carla Chen Clara David Elena Emil Fatima Felix Grace Hana Hugo Ida Ivan Jonas Julia Kofi Lena "
     "Leo Lina Marco Maria Mei Nadia Nora Omar Oscar Paul Petra Ravi Rosa Sara Simon Tara Tom Vera Yusuf"
-).split()
-CITIES = (
+)
+CITIES = _words(
     "Accra Athens Bergen Berlin Boston Cairo Chicago Dublin Geneva Hanoi Havana Kyoto Lagos Lima Lisbon Lyon Madrid "
     "Milan Nairobi Oslo Paris Perth Prague Quito Riga Rome Seoul Sofia Tunis Vienna Warsaw Zagreb"
-).split()
-JOBS = "teacher nurse baker pilot farmer lawyer painter plumber chemist translator carpenter librarian".split()
+)
+JOBS = _words("teacher nurse baker pilot farmer lawyer painter plumber chemist translator carpenter librarian")
 
 Turn = tuple[str, str]
 """What the user says and what the assistant answers."""

@@ -79,6 +79,11 @@ HELD_OUT_PRESIDENTS = frozenset({"Abraham Lincoln", "Theodore Roosevelt", "John 
 HELD_OUT_MODULES = frozenset(
     {"argparse", "ast", "calendar", "configparser", "heapq", "json", "mailbox", "pathlib", "statistics", "tarfile"}
 )
+PACKAGES = (
+    *("asyncio", "collections", "concurrent", "email", "html", "http", "importlib", "json", "logging"),
+    *("multiprocessing", "sqlite3", "unittest", "urllib", "wsgiref", "xml", "zoneinfo"),
+)
+"""Of the standard library, besides its modules; it has more, of tests and tables."""
 HELD_OUT_TOPICS = re.compile("^[c-f]")
 """By first letter: topics share texts with others of like names."""
 DESCRIPTIONS = ("huggingface_hub", "numpy", "orjson", "plotly", "safetensors", "tokenizers", "transformers", "typer")
@@ -169,10 +174,8 @@ def _modules() -> Iterator[Work]:
     """The standard library's modules; a package is one work, so that none of its files is elsewhere."""
     root = Path(sysconfig.get_path("stdlib"))
     origin = f"standard library of Python {platform.python_version()}"
-    packages = ("asyncio", "collections", "concurrent", "email", "html", "http", "importlib", "json", "logging")
-    packages += ("multiprocessing", "sqlite3", "unittest", "urllib", "wsgiref", "xml", "zoneinfo")
     files = {path.stem: [path] for path in root.glob("*.py")} | {
-        name: sorted((root / name).rglob("*.py")) for name in packages
+        name: sorted((root / name).rglob("*.py")) for name in PACKAGES
     }
     for name in sorted(files):
         text = "\n\n".join(path.read_text(errors="strict", encoding="utf-8") for path in files[name])
@@ -190,12 +193,11 @@ def _topics() -> Iterator[Work]:
 
 def _descriptions() -> Iterator[Work]:
     for name in (*DESCRIPTIONS, *HELD_OUT_DESCRIPTIONS):
-        about = metadata.metadata(name)
-        licence = about.get("License-Expression") or about.get("License") or "see its licence file"
-        text = about.get_payload() or about["Description"]
-        assert isinstance(text, str)
-        origin = f"long description of {name} {about['Version']}"
-        yield Work(name, "docs", origin, licence.splitlines()[0], name in HELD_OUT_DESCRIPTIONS, text)
+        about = metadata.metadata(name).json
+        licence = about.get("license_expression") or about.get("license") or "see its licence file"
+        origin = f"long description of {name} {about['version']}"
+        text = str(about["description"])
+        yield Work(name, "docs", origin, str(licence).splitlines()[0], name in HELD_OUT_DESCRIPTIONS, text)
 
 
 def as_markdown(works: list[Work]) -> str:

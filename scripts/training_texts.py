@@ -75,12 +75,12 @@ class Texts:
         return Text(kind, label, self._encode(passage)[:length])
 
     def _encode(self, text: str) -> list[int]:
-        # Behind the begin token that the tokenizer puts there, if any; a chat template would be more than that.
         return self.tokenizer.encode(text)
 
     def _passage(self, draw: random.Random, kind: str, characters: int) -> tuple[str, str]:
         """Text from a random place of a work on, and on from the begin of others where it is too short."""
-        parts, labels = [], []
+        parts: list[str] = []
+        labels: list[str] = []
         while characters > 0:
             # By the root of its size: else speeches would be nearly all prose.
             origins = list(self._works[kind].values())
