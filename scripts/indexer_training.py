@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsakv.errors import InputError
 from dsakv.models.contracts import Turn
 from dsakv.models.indexer import Indexer, IndexerShape
 from dsakv.models.layers import RotaryEmbedding
@@ -250,10 +251,12 @@ class Training:
         os.replace(partial, path)
 
     def load(self, path: Path) -> None:
-        """Go on where ``save`` was; raises ValueError for a state of another recipe."""
+        """Go on where ``save`` was; raises InputError for a state of another recipe."""
         state = torch.load(path, weights_only=True)
         if state["recipe"] != asdict(self.recipe):
-            raise ValueError(f"{path} is of a training with other settings: {state['recipe']}")
+            raise InputError(
+                f"{path} is of a training with other settings", f"give those, or delete it: {state['recipe']}"
+            )
         self.step, self.tokens = state["step"], state["tokens"]
         for indexer, values in zip(self.indexers, state["indexers"], strict=True):
             indexer.load_state_dict(values)

@@ -67,9 +67,7 @@ def parse_options() -> Any:
     parser.add_argument("--base", help="name of the model for the weights' header; default: the folder's")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, state and list of texts")
     parser.add_argument("--texts", type=Path, default=default_folder(), help="folder of the packages with texts")
-    parser.add_argument(
-        "--steps", type=int, default=Recipe().steps, help="of the whole training"
-    )
+    parser.add_argument("--steps", type=int, default=Recipe().steps, help="of the whole training")
     parser.add_argument("--minutes", type=float, help="stop after these, with the state written, if not done by then")
     parser.add_argument("--save-every", type=float, default=3.0, help="minutes between two states")
     parser.add_argument("--seed", type=int, default=0)

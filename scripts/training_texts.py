@@ -180,19 +180,15 @@ class TrainingTexts:
     chunks: int
     """Chunks of the whole training."""
     lengths: tuple[int, int, int] = (2048, 4096, 8192)
+    """The usual one, that of every fifth chunk, and that of every twentieth."""
     long_from: float = 0.4
     """Share of the training after which the longer lengths begin."""
-    long_shares: tuple[float, float] = (0.2, 0.05)
-    """Of the chunks from there on."""
 
     def length(self, index: int) -> int:
+        # In turn and not drawn: there are few of the longest, and they should come evenly.
         if index < self.long_from * self.chunks:
             return self.lengths[0]
-        # In turn and not drawn: there are few of the longest, and they should come evenly.
-        for length, share in zip(self.lengths[:0:-1], self.long_shares[::-1], strict=True):
-            if int((index + 1) * share) > int(index * share):
-                return length
-        return self.lengths[0]
+        return self.lengths[2 if index % 20 == 10 else 1 if index % 5 == 3 else 0]
 
     def source(self, index: int) -> list[int]:
         length = self.length(index)
