@@ -109,7 +109,7 @@ def run(training: Training, probe: list[Chunk], state: Path, begin: float, optio
     """Do steps until the training or its time is at an end; shows how it goes, and writes the state now and then."""
     console = Console(stderr=True)
     columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
-    started, tokens_before = time.monotonic(), training.tokens
+    started, first, tokens_before = time.monotonic(), training.step, training.tokens
     said = saved = started
     loss_mean: float | None = None
     mass = ""
@@ -125,7 +125,7 @@ def run(training: Training, probe: list[Chunk], state: Path, begin: float, optio
             line = f"loss {loss_mean:.3f}{mass}  {speed:.0f} tokens/s"
             bar.update(task, completed=training.step, description=line)
             if not console.is_terminal and (now - said > SAY_EVERY or last):
-                left = (now - started) / max(1, training.step) * (training.recipe.steps - training.step)
+                left = (now - started) / (training.step - first) * (training.recipe.steps - training.step)
                 console.print(f"step {training.step}/{training.recipe.steps}  {line}  {left / 60:.0f} min left")
                 said = now
             if now - saved > 60 * options.save_every:

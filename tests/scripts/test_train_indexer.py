@@ -112,7 +112,7 @@ def test_a_stopped_training_ends_with_the_same_bits(model: Llama, tmp_path: Path
 def test_a_state_of_other_settings_is_refused(model: Llama, tmp_path: Path) -> None:
     training_of(model).save(tmp_path / "state.pt")
     other = Training(model, fresh_indexers(model, INDEXER, 0), TURN, Recipe(steps=13), chunk)
-    with pytest.raises(InputError, match="other settings"):
+    with pytest.raises(InputError, match="of other settings"):
         other.load(tmp_path / "state.pt")
 
 
