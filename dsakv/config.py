@@ -38,10 +38,29 @@ class ModelConfig(Section, frozen=True):
     ckpt_path: Annotated[
         Text | None,
         key(
-            "Checkpoint directory, as released or converted. Without it the embedded random-weight model runs.",
+            "Checkpoint directory, as released or converted, or a Llama model's GGUF file. Without it --model runs.",
             old_env="CKPT_PATH",
         ),
     ] = None
+    name: Annotated[
+        Literal["smollm2-135m-dsa", "tiny-random"],
+        key(
+            "Model to run without --ckpt-path: a small Llama with trained indexers, fetched once (93 MB); or a tiny "
+            "DeepSeek-V3.2 with random weights, made here.",
+            flag="--model",
+        ),
+    ] = "smollm2-135m-dsa"
+    indexer: Annotated[Text | None, key("File of indexers trained for this Llama checkpoint.")] = None
+    selection: Annotated[
+        Literal["auto", "indexer", "oracle", "recent", "dense"],
+        key(
+            "What a Llama model's layers read: what the indexer selects, the true top-k of the attention (oracle), a "
+            "sliding window (recent), everything (dense); auto is indexer where there is one, else dense."
+        ),
+    ] = "auto"
+    index_topk: Annotated[
+        int, key("Tokens to select; 0 is what the model or indexer was made for, else 256.", ge=0)
+    ] = 0
     config: Annotated[
         Text | None,
         key(

@@ -37,7 +37,7 @@ def run_dsakv(length: int, steps: int) -> dict[str, float]:
     from dsakv.jobs.model import load_model
     from dsakv.request import Request
 
-    model = load_model(ModelConfig(device="cpu", dtype="float32")).model
+    model = load_model(ModelConfig(name="tiny-random", device="cpu", dtype="float32")).model
     prefill, decode = 0.0, []
     request = Request(0, prompt_of(length), steps + 1)
     begin = time.perf_counter()
@@ -55,7 +55,7 @@ def run_transformers(length: int, steps: int) -> dict[str, float]:
     import torch
     from transformers import DeepseekV32ForCausalLM, DynamicCache
 
-    from dsakv.jobs.model import cache_home
+    from dsakv.jobs.model_files import cache_home
     from dsakv.models.tiny import ensure_tiny_model
 
     model = DeepseekV32ForCausalLM.from_pretrained(ensure_tiny_model(cache_home()), dtype=torch.float32)

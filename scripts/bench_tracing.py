@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--bursts", type=int, default=12, help="bursts of each kind")
     options: Any = parser.parse_args()
 
-    model = load_model(ModelConfig(device="cpu", dtype="float32")).model
+    model = load_model(ModelConfig(name="tiny-random", device="cpu", dtype="float32")).model
     generator = torch.Generator().manual_seed(1)
     budget = options.steps * options.bursts + 8
     requests = [

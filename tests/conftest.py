@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,14 @@ settings.load_profile("dsakv")
 
 # The models of these tests are too small to share between threads.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def model_without_download() -> Iterator[None]:
+    """Commands run the model that is made on the spot where a test names none."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DSAKV_MODEL_NAME", "tiny-random")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -18,13 +18,13 @@ LEVELS = [
     {"launch"},
     {"engine", "kv", "weights", "convert"},
     {"models", "workloads", "hub", "analysis", "trace"},
-    {"distributed", "kernels", "policies", "prefix", "tokenizer", "chat_templates"},
+    {"distributed", "kernels", "policies", "prefix", "tokenizer", "chat_templates", "gguf"},
     {"config", "settings", "request", "console", "layout"},
     {"errors", "threads", "compiled"},
 ]
 """From the top down. Rooms of one level may use each other, but not in a circle."""
 TORCH_ROOMS = {"engine", "models", "kernels", "kv", "weights", "jobs", "distributed"}
-TORCH_FREE_JOBS = {"dsakv.jobs", "dsakv.jobs.analyze", "dsakv.jobs.convert", "dsakv.jobs.fetch"}
+TORCH_FREE_JOBS = {f"dsakv.jobs{name}" for name in ("", ".analyze", ".convert", ".default_model", ".fetch", ".wheel")}
 """Jobs that run a model are imported when their command is, and only then."""
 HEAVY = {"torch", "transformers", "numpy", "numba", "datasets", "huggingface_hub"}
 

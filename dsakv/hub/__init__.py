@@ -1,1 +1,1 @@
-"""Data sets from the Hugging Face hub: found, downloaded, checked, and written out as plain files."""
+"""Data sets and models from the Hugging Face hub: found, downloaded, checked, and written out as plain files."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from dsakv.errors import InputError
@@ -14,12 +15,13 @@ from dsakv.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file of a data set on the hub."""
+    """A file of a data set, or of a model, on the hub."""
 
     repo: str
     file: str
     revision: str
     """Commit, branch or tag."""
+    kind: Literal["dataset", "model"] = "dataset"
 
     def __str__(self) -> str:
         return f"{self.repo}/{self.file}"
@@ -27,6 +29,11 @@ class Source:
     def check(self) -> None:
         """Raises InputError where the revision cannot be the name of one."""
         check_revision(self.revision)
+
+    @property
+    def what(self) -> str:
+        """What ``repo`` is, in words."""
+        return {"dataset": "data set", "model": "model"}[self.kind]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +72,9 @@ class Hub:
             timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
         )
 
-    def page(self, repo: str) -> str:
-        """Address of a data set's page."""
-        return f"{self.endpoint}/datasets/{repo}"
+    def page(self, source: Source) -> str:
+        """Address of a data set's or a model's page."""
+        return f"{self.endpoint}/{'datasets/' if source.kind == 'dataset' else ''}{source.repo}"
 
 
 def token() -> str | None:

@@ -45,7 +45,7 @@ def download(source: Source, console: Console, hub: Hub | None = None) -> Downlo
     An interrupted download goes on where it stopped. ``hub`` is that of the environment unless given.
 
     Raises:
-        InputError: no such data set, revision or file.
+        InputError: no such data set or model, revision or file.
         DsakvError: no access or network, a full disk, a file that is not what the hub announced.
     """
     hub = hub or Hub.from_environment()
@@ -92,7 +92,7 @@ def _fetch(located: Located, console: Console, hub: Hub) -> Path:
     from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # public, but lazily exported
 
     source, checksum = located.source, str(located.checksum)
-    folder = repo_folder_name(repo_id=source.repo, repo_type="dataset")
+    folder = repo_folder_name(repo_id=source.repo, repo_type=source.kind)
     blob, lock = hub.cache / folder / "blobs" / checksum, hub.cache / ".locks" / folder / f"{checksum}.lock"
     try:
         for path in (blob, lock):
@@ -108,7 +108,7 @@ def _fetch(located: Located, console: Console, hub: Hub) -> Path:
                 hf_hub_download(
                     source.repo,
                     source.file,
-                    repo_type="dataset",
+                    repo_type=source.kind,
                     revision=source.revision,
                     cache_dir=hub.cache,
                     endpoint=hub.endpoint,
@@ -177,7 +177,7 @@ def _receive(file: io.FileIO, located: Located, hub: Hub, advance: Callable[[int
     from huggingface_hub import get_session, hf_hub_url, hf_raise_for_status
 
     source, have = located.source, file.tell()
-    url = hf_hub_url(source.repo, source.file, repo_type="dataset", revision=located.commit, endpoint=hub.endpoint)
+    url = hf_hub_url(source.repo, source.file, repo_type=source.kind, revision=located.commit, endpoint=hub.endpoint)
     headers = {"Accept-Encoding": "identity"}
     if secret := token():
         headers["Authorization"] = f"Bearer {secret}"

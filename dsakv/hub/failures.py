@@ -55,7 +55,7 @@ def explained(source: Source, hub: Hub) -> Iterator[None]:
         with only_errors():
             yield
     except HFValidationError as error:
-        raise InputError(f"{source.repo} is no name of a data set", "such as owner/name") from error
+        raise InputError(f"{source.repo} is no name of a {source.what}", "such as owner/name") from error
     except LocalEntryNotFoundError as error:
         raise DsakvError(
             f"{hub.endpoint} answered, and then no longer: {reason(error.__cause__ or error)}", AGAIN
@@ -72,7 +72,7 @@ def _explain(error: Exception, source: Source, hub: Hub) -> DsakvError:
         RevisionNotFoundError,
     )
 
-    page = hub.page(source.repo)
+    page = hub.page(source)
     if isinstance(error, GatedRepoError):
         return _gated(source, page)
     if isinstance(error, RevisionNotFoundError):
@@ -85,7 +85,7 @@ def _explain(error: Exception, source: Source, hub: Hub) -> DsakvError:
         )
     if isinstance(error, RepositoryNotFoundError):
         return InputError(
-            f"no data set {source.repo} on {hub.endpoint}, or it is private",
+            f"no {source.what} {source.repo} on {hub.endpoint}, or it is private",
             "check the name; a private one needs HF_TOKEN" if token() is None else "check the name, and HF_TOKEN",
         )
     status = status_of(error)
@@ -121,7 +121,7 @@ def _refused(status: int, wait: str | None, source: Source, hub: Hub) -> DsakvEr
     if status in (401, 403):
         return DsakvError(
             f"{hub.endpoint} refuses your token for {source} (status {status})",
-            "check HF_TOKEN: it may have expired, or lack the permission to read this data set",
+            f"check HF_TOKEN: it may have expired, or lack the permission to read this {source.what}",
         )
     if status == 429:
         when = f"wait {wait} s" if wait else "wait some minutes"

@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,7 +37,7 @@ def locate(source: Source, hub: Hub, console: Console) -> Located:
     Offline, the cache also says which commit a branch was at when it was last downloaded.
 
     Raises:
-        InputError: no such data set, revision or file.
+        InputError: no such data set or model, revision or file.
         DsakvError: no access, no network, or offline and not in the cache.
     """
     source.check()
@@ -50,7 +50,7 @@ def locate(source: Source, hub: Hub, console: Console) -> Located:
             "unset HF_HUB_OFFLINE to download it, or copy the cache from a machine that has it",
         )
     found = _ask(source, hub, console)
-    cached = _cached(Source(source.repo, source.file, found.commit), hub)
+    cached = _cached(replace(source, revision=found.commit), hub)
     if cached is None:
         return found
     return Located(source, found.commit, found.checksum, found.size, cached.cached)
@@ -86,7 +86,7 @@ def _cached(source: Source, hub: Hub) -> Located | None:
 
     with explained(source, hub):
         found = try_to_load_from_cache(
-            source.repo, source.file, cache_dir=hub.cache, revision=source.revision, repo_type="dataset"
+            source.repo, source.file, cache_dir=hub.cache, revision=source.revision, repo_type=source.kind
         )
     if not isinstance(found, str):
         return None
@@ -101,7 +101,9 @@ def _ask(source: Source, hub: Hub, console: Console) -> Located:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     with explained(source, hub):
-        url = hf_hub_url(source.repo, source.file, repo_type="dataset", revision=source.revision, endpoint=hub.endpoint)
+        url = hf_hub_url(
+            source.repo, source.file, repo_type=source.kind, revision=source.revision, endpoint=hub.endpoint
+        )
         found = patiently(
             lambda: get_hf_file_metadata(url, token=token() or False, timeout=hub.timeout, endpoint=hub.endpoint),
             hub,

@@ -11,6 +11,7 @@ from dsakv.console import Console
 from dsakv.distributed import World
 from dsakv.engine.engine import Engine
 from dsakv.engine.options import EngineOptions
+from dsakv.errors import InputError
 from dsakv.jobs.model import LoadedModel
 from dsakv.prefix import PrefixIndex, prefix_key
 from dsakv.request import Request
@@ -21,7 +22,15 @@ RANDOM_WEIGHTS = "the model's weights are random: its text and its locality figu
 
 
 def make_engine(config: Config, loaded: LoadedModel, world: World, *, record: bool) -> Engine:
-    """The engine that the configuration describes, on a loaded model."""
+    """The engine that the configuration describes, on a loaded model.
+
+    Raises InputError where selections are to be recorded of a model that makes none.
+    """
+    if record and not loaded.model.top_k:
+        raise InputError(
+            f"{loaded.name} is dense: there is no selection to trace",
+            "give --indexer FILE, or --selection oracle or recent",
+        )
     options = EngineOptions(
         batch_size=config.engine.batch_size,
         block_size=config.engine.kv_block_size,
@@ -43,14 +52,17 @@ def make_engine(config: Config, loaded: LoadedModel, world: World, *, record: bo
 def announce(loaded: LoadedModel, console: Console) -> None:
     """Say which model runs, and whether its output means anything."""
     facts = loaded.describe()
+    selects = f"top-k {facts['index_topk']}" if loaded.model.top_k else "dense"
+    by = f" by {loaded.selection}" if loaded.selection in ("oracle", "recent") else ""
     console.info(
-        f"model {loaded.name}: {facts['n_layers']} layers, top-k {facts['index_topk']}, "
-        f"{facts['dtype']} on {facts['device']}"
+        f"model {loaded.name}: {facts['n_layers']} layers, {selects}{by}, {facts['dtype']} on {facts['device']}"
     )
     if loaded.slow:
         console.warn(loaded.slow)
     if loaded.random_weights:
         console.warn(RANDOM_WEIGHTS)
+    if loaded.caveat:
+        console.info(f"note: {loaded.caveat}")
 
 
 def how_to_analyze(run: RunDir) -> str:

@@ -126,7 +126,7 @@ def _with_known_answers(requests: list[Request], tokenizer: Tokenizer, dropped: 
 
 def _say_size(requests: list[Request], config: Config, loaded: LoadedModel, console: Console) -> None:
     size = expected_bytes(
-        requests, loaded.shape.n_layers, loaded.shape.index_topk, config.engine.kv_block_size, config.trace
+        requests, len(loaded.model.layers), loaded.model.top_k, config.engine.kv_block_size, config.trace
     )
     console.info(f"expecting about {filesize.decimal(size)} of trace")
     if size > LARGE:

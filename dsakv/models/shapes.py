@@ -60,7 +60,8 @@ def check_ranks_of(shape: Shape, n_ranks: int, source: str) -> None:
 
 def dsa_shape_of(config: dict[str, Any], source: str) -> DsaShape:
     """As :func:`shape_of`; also raises InputError for a model without indexers of its own."""
+    if config.get("model_type") == "llama":
+        raise InputError(f"{source}: model_type 'llama' is not supported here", "use a DeepSeek-V3.2 or GLM-5 model")
     shape = shape_of(config, source)
-    if not isinstance(shape, DsaShape):
-        raise InputError(f"{source}: a {config['model_type']} model has no DSA", "use a DeepSeek-V3.2 or GLM-5 model")
+    assert isinstance(shape, DsaShape)
     return shape

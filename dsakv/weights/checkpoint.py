@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -41,6 +41,21 @@ class Stored(NamedTuple):
     shape: tuple[int, ...]
     place: tuple[int, int]
     """Number of the file, and of the tensor in the order in which that holds them."""
+
+
+class TensorSource(Protocol):
+    """Named tensors, whatever files they are in."""
+
+    @property
+    def directory(self) -> Path:
+        """The place that errors name."""
+
+    @property
+    def tensors(self) -> dict[str, Stored]:
+        """What there is, by name."""
+
+    def read(self, name: str, part: Part = WHOLE) -> torch.Tensor:
+        """A tensor, or what of it ``part`` picks, in the shape and dtype that ``tensors`` tells."""
 
 
 class Checkpoint:
@@ -103,3 +118,15 @@ class Checkpoint:
         index = [slice(None)] * part.dim + [slice(part.number * size, (part.number + 1) * size)]
         view: torch.Tensor = self._owner[name].get_slice(name)[tuple(index)]
         return view
+
+
+class Together:
+    """The tensors of several sources, which have no name in common; errors name the place of the first."""
+
+    def __init__(self, *sources: TensorSource) -> None:
+        self.directory = sources[0].directory
+        self.tensors = {name: stored for source in sources for name, stored in source.tensors.items()}
+        self._owner = {name: source for source in sources for name in source.tensors}
+
+    def read(self, name: str, part: Part = WHOLE) -> torch.Tensor:
+        return self._owner[name].read(name, part)

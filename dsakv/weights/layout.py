@@ -8,8 +8,10 @@ from pathlib import Path
 
 from dsakv.distributed import World
 from dsakv.layout import check_converted, converted_file
+from dsakv.models import llama_names
 from dsakv.models.deepseek_v32_names import hf_name, own_name, split_of, unused
 from dsakv.models.dsa_shape import DsaShape
+from dsakv.models.llama_shape import LlamaShape
 from dsakv.weights.checkpoint import WHOLE, Part
 
 
@@ -56,3 +58,8 @@ def _experts_of_others(names: set[str], shape: DsaShape, world: World) -> set[st
         if expert is not None and expert < shape.n_routed_experts and expert // n_local != world.rank:
             found.add(name)
     return found
+
+
+def llama_layout(shape: LlamaShape) -> Layout:
+    """The layout of a Llama checkpoint, with indexers or without."""
+    return Layout(llama_names.hf_name, unused=lambda names: llama_names.unused(names, tied=shape.tied))

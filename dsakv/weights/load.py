@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dsakv.errors import DsakvError
 from dsakv.kernels.reference import dequantize_into
-from dsakv.weights.checkpoint import Checkpoint
+from dsakv.weights.checkpoint import TensorSource
 from dsakv.weights.layout import Layout
 from dsakv.weights.plan import Plan, Reading, plan_loading
 
@@ -26,7 +26,7 @@ def silent(n_bytes: int) -> AbstractContextManager[Callable[[int], None]]:
 
 
 def load_parameters(
-    model: nn.Module, checkpoint: Checkpoint, layout: Layout, *, device: torch.device, progress: Progress = silent
+    model: nn.Module, checkpoint: TensorSource, layout: Layout, *, device: torch.device, progress: Progress = silent
 ) -> None:
     """Fill every parameter of ``model`` (on ``meta``) exactly once, in the dtype that it declares.
 
@@ -41,7 +41,7 @@ def load_parameters(
 
 
 def fill(
-    model: nn.Module, plan: Plan, checkpoint: Checkpoint, *, device: torch.device, progress: Progress = silent
+    model: nn.Module, plan: Plan, checkpoint: TensorSource, *, device: torch.device, progress: Progress = silent
 ) -> None:
     """Carry out ``plan``, and check that nothing of ``model`` was left out, set twice, or is not as declared."""
     declared = {name: (p.shape, p.dtype) for name, p in model.named_parameters(remove_duplicate=False)}
@@ -59,7 +59,7 @@ def fill(
     _check_filled(model, declared, filled, device)
 
 
-def _load(reading: Reading, checkpoint: Checkpoint, device: torch.device) -> Tensor:
+def _load(reading: Reading, checkpoint: TensorSource, device: torch.device) -> Tensor:
     declared: nn.Parameter = getattr(reading.owner, reading.leaf)
     stored = checkpoint.read(reading.stored, reading.part)
     if reading.mapped and stored.data_ptr() % stored.itemsize == 0:  # files may hold numbers at odd addresses

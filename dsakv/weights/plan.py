@@ -12,7 +12,7 @@ from torch import nn
 
 from dsakv.errors import InputError
 from dsakv.kernels.contract import FP8_BLOCK
-from dsakv.weights.checkpoint import Checkpoint, Part, Stored
+from dsakv.weights.checkpoint import Part, Stored, TensorSource
 from dsakv.weights.layout import Layout
 
 FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -48,7 +48,7 @@ class Plan:
         return sum(reading.n_bytes for reading in self.readings)
 
 
-def plan_loading(model: nn.Module, checkpoint: Checkpoint, layout: Layout, device: torch.device) -> Plan:
+def plan_loading(model: nn.Module, checkpoint: TensorSource, layout: Layout, device: torch.device) -> Plan:
     """How to fill ``model`` on ``device`` from ``checkpoint``. Only headers are read.
 
     Raises InputError where a tensor is missing, has another shape or dtype than the model needs, lacks its scales, or
@@ -85,7 +85,7 @@ def _scaled(reading: Reading) -> bool:
 
 
 def _reading(
-    checkpoint: Checkpoint, layout: Layout, device: torch.device, name: str, owner: nn.Module, leaf: str
+    checkpoint: TensorSource, layout: Layout, device: torch.device, name: str, owner: nn.Module, leaf: str
 ) -> Reading:
     parameter: nn.Parameter = getattr(owner, leaf)
     stored, part, where = layout.stored_name(name), layout.part(name), checkpoint.directory
@@ -122,7 +122,7 @@ def _reading(
     return reading._replace(n_bytes=math.prod(parameter.shape) * dtype.itemsize)
 
 
-def _present(checkpoint: Checkpoint, stored: str) -> Stored:
+def _present(checkpoint: TensorSource, stored: str) -> Stored:
     try:
         return checkpoint.tensors[stored]
     except KeyError:
@@ -131,7 +131,7 @@ def _present(checkpoint: Checkpoint, stored: str) -> Stored:
         ) from None
 
 
-def _check_scale(checkpoint: Checkpoint, scale: str, weight: str) -> str:
+def _check_scale(checkpoint: TensorSource, scale: str, weight: str) -> str:
     """The name of the scales of a float8 weight; InputError where they are none that fit."""
     where = checkpoint.directory
     if scale not in checkpoint.tensors:
@@ -148,7 +148,7 @@ def _check_scale(checkpoint: Checkpoint, scale: str, weight: str) -> str:
     return scale
 
 
-def _surplus(checkpoint: Checkpoint, surplus: list[str], scales: dict[str, Reading]) -> InputError:
+def _surplus(checkpoint: TensorSource, surplus: list[str], scales: dict[str, Reading]) -> InputError:
     """Why tensors of the checkpoint have no place in the model."""
     for name in surplus:
         if name in scales and checkpoint.tensors[weight := scales[name].stored].dtype != FP8:

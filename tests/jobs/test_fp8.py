@@ -18,6 +18,7 @@ from dsakv.config import ModelConfig
 from dsakv.distributed import World
 from dsakv.errors import InputError
 from dsakv.jobs.model import LoadedModel, _precision, load_model
+from dsakv.jobs.model_files import ModelFiles
 from dsakv.kernels import tile
 from dsakv.models.deepseek_v32_names import hf_name, split_of
 from dsakv.models.deepseek_v32_shape import parse_shape
@@ -66,15 +67,15 @@ def test_what_is_said_of_the_model(checkpoint: Path) -> None:
 
 
 def test_what_auto_takes(checkpoint: Path, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    layout = Layout(hf_name)
+    layout, fp8, small = Layout(hf_name), ModelFiles(checkpoint, "fp8"), ModelFiles(small_checkpoint, "small")
     for capability, taken in (((7, 5), "bfloat16"), ((8, 0), "fp8")):
         monkeypatch.setattr(tile, "capability", lambda device, known=capability: known)
-        assert _precision("auto", CUDA, checkpoint, layout) == taken
-        assert _precision("fp8", CUDA, checkpoint, layout) == "fp8"
-    assert _precision("auto", CUDA, small_checkpoint, layout) == "bfloat16"
-    for directory in (checkpoint, small_checkpoint):
-        assert _precision("auto", torch.device("cpu"), directory, layout) == "float32"
-        assert _precision("bfloat16", CUDA, directory, layout) == "bfloat16"
+        assert _precision("auto", CUDA, fp8, layout) == taken
+        assert _precision("fp8", CUDA, fp8, layout) == "fp8"
+    assert _precision("auto", CUDA, small, layout) == "bfloat16"
+    for files in (fp8, small):
+        assert _precision("auto", torch.device("cpu"), files, layout) == "float32"
+        assert _precision("bfloat16", CUDA, files, layout) == "bfloat16"
 
 
 def test_a_checkpoint_without_fp8_weights_is_refused(small_checkpoint: Path) -> None:
@@ -86,7 +87,7 @@ def test_a_checkpoint_without_fp8_weights_is_refused(small_checkpoint: Path) -> 
 def test_the_embedded_model_has_none_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DSAKV_HOME", str(tmp_path))
     with pytest.raises(InputError, match="holds no fp8 weights"):
-        load_model(ModelConfig(device="cpu", dtype="fp8"))
+        load_model(ModelConfig(name="tiny-random", device="cpu", dtype="fp8"))
 
 
 O_PROJ = "model.layers.1.self_attn.o_proj.weight"

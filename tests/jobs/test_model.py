@@ -16,7 +16,8 @@ from dsakv.config import ModelConfig
 from dsakv.engine.engine import Engine
 from dsakv.engine.options import EngineOptions
 from dsakv.errors import InputError
-from dsakv.jobs.model import LoadedModel, _find_config, cache_home, load_model
+from dsakv.jobs.model import LoadedModel, _find_config, load_model
+from dsakv.jobs.model_files import cache_home
 from dsakv.request import Request
 
 
@@ -98,7 +99,7 @@ def test_a_shape_by_its_bare_name(small_checkpoint: Path, tmp_path: Path, monkey
     assert json.loads(_find_config("config_671B_v3.2").read_text())["n_layers"] == 61
     (tmp_path / "configs").mkdir()
     shutil.copy(small_checkpoint / "config.json", tmp_path / "configs" / "config_671B_v3.2.json")
-    assert load(small_checkpoint, config="config_671B_v3.2").shape.n_layers == 3
+    assert load(small_checkpoint, config="config_671B_v3.2").describe()["n_layers"] == 3
     (tmp_path / "config_671B_v3.2").write_text("{")
     with pytest.raises(InputError, match="cannot read model config config_671B"):
         load(small_checkpoint, config="config_671B_v3.2")

@@ -19,6 +19,7 @@ from dsakv.jobs.model import load_model
 from dsakv.kv.paged import BlockTable, PagedCache
 from dsakv.models.contracts import Model, Selection
 from dsakv.models.dsa_shape import DsaShape
+from dsakv.models.shapes import dsa_shape_of, read_config
 from dsakv.models.tiny import CONFIG
 from tests.models.fp8_checkpoints import FP8_SHAPE, convert, write_dequantized, write_fp8_checkpoint
 from tests.models.fp8_oracle import Kept, Oracle
@@ -44,7 +45,9 @@ class Case(NamedTuple):
 def make(directory: Path, config: dict[str, Any], scale_fmt: str | None, seed: int = 0) -> Case:
     write_fp8_checkpoint(directory, config, seed=seed, scale_fmt=scale_fmt)
     loaded = load_model(ModelConfig(ckpt_path=str(directory), device="cpu", dtype="fp8"))
-    return Case(directory, loaded.shape, convert(loaded.model, torch.float32))
+    return Case(
+        directory, dsa_shape_of(read_config(directory / "config.json"), "test"), convert(loaded.model, torch.float32)
+    )
 
 
 @pytest.fixture(

@@ -335,7 +335,7 @@ def test_a_checkpoint_runs_the_same_under_either_form(
     for name in ("small", "small.json", "configs/small.json", str(folder / "small.json")):
         assert tokens("--config", name) == expected
     shapes = [
-        load_model(ModelConfig(ckpt_path=str(small_checkpoint), config=config, device="cpu")).shape
+        load_model(ModelConfig(ckpt_path=str(small_checkpoint), config=config, device="cpu")).describe()
         for config in (None, "small")
     ]
     assert shapes[0] == shapes[1]

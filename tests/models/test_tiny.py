@@ -80,7 +80,7 @@ def test_it_is_small_and_holds_every_tensor_of_the_model(home: Path) -> None:
     assert directory.stat().st_mode & 0o777 == 0o755  # others who share the cache folder can read it
     with safe_open(directory / "model.safetensors", framework="pt") as file:
         assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"F32"}  # noqa: SIM118
-    loaded = load_model(ModelConfig(device="cpu"))
+    loaded = load_model(ModelConfig(name="tiny-random", device="cpu"))
     assert loaded.max_seq_len == 65536
     assert loaded.describe()["random_weights"] is True
     assert loaded.describe()["kv_bytes_per_token_layer"] == (128 + 32) * 4
@@ -124,7 +124,10 @@ def test_a_failure_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest
 def test_every_output_says_that_the_weights_are_random(
     tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = "trace ruler --tasks niah_single_1 --limit 1 --context-length 700 --max-new-tokens 2 --device cpu"
+    command = (
+        "trace ruler --model tiny-random --tasks niah_single_1 --limit 1 --context-length 700 --max-new-tokens 2 "
+        "--device cpu"
+    )
     assert run([*command.split(), "--trace-out", str(tmp_path / "run")]) == 0
     caught = capsys.readouterr()
     assert "warning: the model's weights are random" in caught.err

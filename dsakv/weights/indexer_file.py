@@ -1,0 +1,75 @@
+"""A file of trained indexers: one for each layer of a model that came without."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from dsakv.errors import InputError
+from dsakv.models.indexer import IndexerShape
+
+FORMAT, VERSION = "dsakv-indexer", "1"
+_NUMBERS = ("n_heads", "head_dim", "rope_dim", "top_k")
+
+
+@dataclass(frozen=True)
+class IndexerFile:
+    """What a file says of its indexers."""
+
+    shape: IndexerShape
+    rope_theta: float
+    """Base of their RoPE frequencies."""
+    base: str
+    """The model that they were trained for."""
+
+
+def write_indexers(path: Path, tensors: Mapping[str, torch.Tensor], about: IndexerFile) -> None:
+    """Write ``tensors``, by parameter name (``layers.0.attn.indexer.wk.weight``), in bfloat16."""
+    metadata = {name: str(getattr(about.shape, name)) for name in _NUMBERS}
+    metadata |= {"format": FORMAT, "version": VERSION, "rope_theta": str(about.rope_theta), "base": about.base}
+    kept = {name: tensor.detach().to(torch.bfloat16).contiguous() for name, tensor in tensors.items()}
+    save_file(kept, path, metadata=metadata)
+
+
+def read_indexer_file(path: Path, n_layers: int, dim: int) -> IndexerFile:
+    """What ``path`` says of its indexers, for a model of ``n_layers`` layers of width ``dim``.
+
+    Raises InputError where it is no such file, or was made for a model of other dimensions.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            layers = sum(name.endswith(".indexer.wk.weight") for name in file.keys())  # noqa: SIM118
+            width = file.get_slice("layers.0.attn.indexer.wk.weight").get_shape()[1] if layers else 0
+    except (SafetensorError, OSError, IndexError) as error:
+        raise InputError(
+            f"indexer file {path} cannot be read: {error}", "--indexer takes what scripts/train_indexer.py writes"
+        ) from error
+    if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
+        raise InputError(f"{path} is no file of indexers", "--indexer takes what scripts/train_indexer.py writes")
+    if (layers, width) != (n_layers, dim):
+        raise InputError(
+            f"indexer file {path} is for {layers} layers of width {width}, the model has {n_layers} of {dim}",
+            f"it was trained for {metadata.get('base', 'another model')}; train one for this model",
+        )
+    try:
+        numbers = {name: int(metadata[name]) for name in _NUMBERS}
+        theta = float(metadata["rope_theta"])
+    except (KeyError, ValueError) as error:
+        raise InputError(f"indexer file {path}: metadata are damaged: {error}", "train or download it again") from error
+    if min(numbers.values()) < 1 or numbers["rope_dim"] > numbers["head_dim"] or numbers["rope_dim"] % 2 or theta <= 1:
+        raise InputError(f"indexer file {path}: metadata make no sense", "train or download it again")
+    shape = IndexerShape(
+        dim=dim,
+        query_dim=dim,
+        n_heads=numbers["n_heads"],
+        head_dim=numbers["head_dim"],
+        rope_dim=numbers["rope_dim"],
+        top_k=numbers["top_k"],
+    )
+    return IndexerFile(shape, theta, metadata.get("base", "unknown"))
