@@ -4,7 +4,7 @@ The model runs densely over texts, and each indexer learns to rank tokens as the
 warm-up of DeepSeek-V3.2). On two cores SmolLM2-135M-Instruct takes about 35 minutes. A training that was
 stopped goes on where its last state was written, and gives the same weights as one that was not.
 
-    python -m scripts.train_indexer --ckpt-path CHECKPOINT --out outputs/indexer --minutes 45
+    python -m scripts.train_indexer --out outputs/indexer --minutes 45
 
 The folder --out gets ``indexer.safetensors`` (bfloat16), ``indexer_texts.md`` with the sources of all texts and their
 licences, and ``state.pt``, which is of no use afterwards. The texts come from packages, for which npm and apt-get are
@@ -17,7 +17,6 @@ import argparse
 import os
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +27,17 @@ wait_briefly(os.environ)  # before torch is imported
 import torch  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+from torch import Tensor  # noqa: E402
 
-from dsakv.errors import DsakvError, InputError  # noqa: E402
+from dsakv.config import ModelConfig  # noqa: E402
+from dsakv.errors import DsakvError  # noqa: E402
+from dsakv.jobs.default_model import NAME as DEFAULT  # noqa: E402
+from dsakv.jobs.model import LoadedModel, load_model  # noqa: E402
 from dsakv.models.indexer import Indexer, IndexerShape  # noqa: E402
 from dsakv.models.layers import RotaryEmbedding  # noqa: E402
 from dsakv.models.llama import Llama  # noqa: E402
-from dsakv.models.llama_names import hf_name, unused  # noqa: E402
-from dsakv.models.llama_shape import LlamaShape  # noqa: E402
-from dsakv.models.options import ModelOptions  # noqa: E402
-from dsakv.models.shapes import read_config, shape_of  # noqa: E402
-from dsakv.tokenizer import Tokenizer, load_tokenizer  # noqa: E402
-from dsakv.weights.checkpoint import Checkpoint  # noqa: E402
-from dsakv.weights.layout import Layout  # noqa: E402
-from dsakv.weights.load import load_parameters  # noqa: E402
+from dsakv.tokenizer import Tokenizer  # noqa: E402
+from dsakv.weights.indexer_file import IndexerFile, write_indexers  # noqa: E402
 from scripts.indexer_training import Chunk, Recipe, Training, captured_mass, fresh_indexers, observe  # noqa: E402
 from scripts.training_sources import Work, as_markdown, load_works  # noqa: E402
 from scripts.training_texts import Texts, TrainingTexts, default_folder  # noqa: E402
@@ -63,8 +59,8 @@ def main() -> None:
 
 def parse_options() -> Any:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ckpt-path", type=Path, required=True, help="Hugging Face folder of a Llama model")
-    parser.add_argument("--base", help="name of the model for the weights' header; default: the folder's")
+    parser.add_argument("--ckpt-path", type=Path, help=f"folder or GGUF file of a Llama model; default: {DEFAULT}")
+    parser.add_argument("--base", help="name of the model for the weights' header; default: the checkpoint's")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, state and list of texts")
     parser.add_argument("--texts", type=Path, default=default_folder(), help="folder of the packages with texts")
     parser.add_argument("--steps", type=int, default=Recipe().steps, help="of the whole training")
@@ -82,7 +78,8 @@ def train(options: Any) -> None:
     begin = time.monotonic()
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
-    model, tokenizer = load_base(options.ckpt_path)
+    model, loaded = load_base(options.ckpt_path)
+    tokenizer = loaded.tokenizer
     works = load_works(options.texts)
     (out / "indexer_texts.md").write_text(as_markdown(works), encoding="utf-8")
     recipe = Recipe(steps=options.steps, seed=options.seed)
@@ -101,7 +98,8 @@ def train(options: Any) -> None:
         print(f"stopped at step {training.step} of {recipe.steps}; the same command goes on", file=sys.stderr)
         return
     training.swap_average()
-    write_weights(out / "indexer.safetensors", indexers, options.base or options.ckpt_path.resolve().name)
+    base = options.base or (loaded.name if options.ckpt_path else DEFAULT)
+    write_indexers(out / "indexer.safetensors", named(indexers), IndexerFile(shape, THETA, base))
     print(out / "indexer.safetensors")
 
 
@@ -135,17 +133,12 @@ def run(training: Training, probe: list[Chunk], state: Path, begin: float, optio
                 return
 
 
-def load_base(directory: Path) -> tuple[Llama, Tokenizer]:
-    """The dense model in bfloat16, and its tokenizer. Raises InputError for what is no Llama checkpoint."""
-    source = directory / "config.json"
-    shape = shape_of(read_config(source), str(source))
-    if not isinstance(shape, LlamaShape):
-        raise InputError(f"{source} is no Llama model's", "a model with indexers of its own needs none trained")
-    model = Llama(shape, ModelOptions(dtype=torch.bfloat16))
-    layout = Layout(hf_name, unused=partial(unused, tied=shape.tied))
-    with Checkpoint(directory, layout.file) as checkpoint:
-        load_parameters(model, checkpoint, layout, device=torch.device("cpu"))
-    return model, load_tokenizer(directory)
+def load_base(ckpt_path: Path | None) -> tuple[Llama, LoadedModel]:
+    """The dense model in bfloat16. Raises InputError for what is no Llama checkpoint."""
+    path = None if ckpt_path is None else str(ckpt_path)
+    loaded = load_model(ModelConfig(ckpt_path=path, device="cpu", dtype="bfloat16", selection="dense"))
+    assert isinstance(loaded.model, Llama), "only Llama models can be dense"
+    return loaded.model, loaded
 
 
 def observe_probe(model: Llama, tokenizer: Tokenizer, works: list[Work]) -> list[Chunk]:
@@ -169,25 +162,13 @@ def look(training: Training, probe: list[Chunk]) -> list[float]:
     return found
 
 
-def write_weights(path: Path, indexers: list[Indexer], base: str) -> None:
-    """All indexers in one file, in bfloat16, with what a reader has to know in the header."""
-    shape = indexers[0].shape
-    tensors = {
-        f"layers.{i}.attn.indexer.{name}": value.detach().to(torch.bfloat16).contiguous()
+def named(indexers: list[Indexer]) -> dict[str, Tensor]:
+    """The indexers' tensors by their names in the model."""
+    return {
+        f"layers.{i}.attn.indexer.{name}": value
         for i, indexer in enumerate(indexers)
         for name, value in indexer.state_dict().items()
     }
-    header = {
-        "format": "dsakv-indexer",
-        "version": "1",
-        "n_heads": str(shape.n_heads),
-        "head_dim": str(shape.head_dim),
-        "rope_dim": str(shape.rope_dim),
-        "rope_theta": str(THETA),
-        "top_k": str(shape.top_k),
-        "base": base,
-    }
-    save_file(tensors, path, header)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsakv.jobs.model import cache_home
+from dsakv.jobs.model_files import cache_home
 from dsakv.tokenizer import Tokenizer
 from dsakv.workloads.corpus import CorpusText
 from dsakv.workloads.ruler.essay import Essay
