@@ -42,7 +42,7 @@ def generate(config: Config, console: Console, world: World = ALONE) -> None:
         raise InputError("--json does not go with --interactive", "leave one of them out")
     if given.interactive and given.raw:
         raise InputError(
-            "--raw does not go with --interactive", "a chat needs the chat template: leave one of them out"
+            "--raw does not go with --interactive", "a chat needs the template: leave one out"
         )
     if config.trace.enable:
         RunDir.check_free(config.trace.out)

@@ -15,12 +15,25 @@ NASTY = '</script><script>alert("1")</script><b>[red]&amp;\x1b[31m'
 
 
 def write_trace(
-    run: Path, *, layers: int = 2, steps: int = 30, needles: bool = False, name: str = "ruler", random: bool = False
+    run: Path,
+    *,
+    layers: int = 2,
+    steps: int = 30,
+    needles: bool = False,
+    name: str = "ruler",
+    random: bool = False,
+    caveat: str | None = None,
 ) -> None:
     """Two requests whose layers read other tokens step by step."""
     trace = run / "block4"
     trace.mkdir(parents=True)
-    model = {"name": name, "random_weights": random, "kv_bytes_per_token_layer": 1000, "n_layers": layers}
+    model = {
+        "name": name,
+        "random_weights": random,
+        "caveat": caveat,
+        "kv_bytes_per_token_layer": 1000,
+        "n_layers": layers,
+    }
     meta = {"block_size_tokens": 4, "dataset": name, "model": model}
     (trace / "run_meta.json").write_bytes(orjson.dumps(meta))
     with (trace / "trace_steps.jsonl").open("wb") as file:

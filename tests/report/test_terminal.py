@@ -71,6 +71,13 @@ def test_random_weights_and_warnings_are_said(tmp_path: Path) -> None:
     assert "warning: the model's weights are random" in shown
 
 
+def test_what_the_figures_are_not_is_said_before_them(tmp_path: Path) -> None:
+    write_trace(tmp_path / "run", caveat="not of [red]a\x1b large model")
+    shown = printed(analyzed(tmp_path))
+    assert shown.index("Mind: not of [red]a\\u001b large model.") < shown.index("Hit rate by capacity")
+    assert "warning: not of [red]a" in shown
+
+
 def test_many_layers_are_one_line(tmp_path: Path) -> None:
     write_trace(tmp_path / "run", layers=61, steps=4)
     shown = printed(analyzed(tmp_path), 80)
