@@ -54,8 +54,8 @@ class ModelConfig(Section, frozen=True):
     selection: Annotated[
         Literal["auto", "indexer", "oracle", "recent", "dense"],
         key(
-            "What a Llama model's layers read: what the indexer selects, the true top-k of the attention (oracle), a "
-            "sliding window (recent), everything (dense); auto is indexer where there is one, else dense."
+            "What a Llama model reads: the indexer's choice, the attention's true top-k (oracle), a sliding "
+            "window (recent) or all (dense); auto is indexer where there is one, else dense."
         ),
     ] = "auto"
     index_topk: Annotated[

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from dsakv.config import Config
+from dsakv.config import Config, ModelConfig
 from dsakv.console import Console
 from dsakv.errors import PEER_LOST, DsakvError, InputError
 from dsakv.layout import converted_ranks
@@ -120,11 +120,20 @@ def ranks_to_start(config: Config, environ: Mapping[str, str]) -> int:
         raise InputError(
             f"--model-parallel {wanted} does not divide among {launch.nnodes} machines", "give a multiple of them"
         )
-    if wanted > 1 and config.model.ckpt_path is not None and config.model.config is None:
-        path = Path(os.path.expanduser(config.model.ckpt_path)) / "config.json"
-        if path.is_file():  # else a rank says what is wrong; here it takes no processes to see
-            check_ranks_of(shape_of(read_config(path), str(path)), wanted, str(path))
+    if wanted > 1:
+        _check_shared(config.model, wanted)
     return wanted
+
+
+def _check_shared(model: ModelConfig, n_ranks: int) -> None:
+    """Raise InputError for a model that cannot be shared, as far as that is seen without starting a process."""
+    if model.ckpt_path is None:
+        if model.name != "tiny-random":
+            raise InputError(f"the model {model.name} runs on one rank", "leave --model-parallel out; MP counts too")
+        return
+    path = Path(os.path.expanduser(model.ckpt_path)) / "config.json"
+    if path.is_file() and model.config is None:
+        check_ranks_of(shape_of(read_config(path), str(path)), n_ranks, str(path))
 
 
 def start_ranks(job: str, config: Config, n_ranks: int) -> int:

@@ -54,6 +54,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         if name.startswith(("DSAKV_", "DS_TRACE_")) or name in OLD_VARIABLES:
             monkeypatch.delenv(name)
     monkeypatch.setenv("DSAKV_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DSAKV_MODEL_NAME", "tiny-random")  # the default model would be downloaded
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     work = tmp_path / "work"

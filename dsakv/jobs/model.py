@@ -44,7 +44,7 @@ SHOWN_FROM = 1_000_000_000
 TOP_K = 256
 """Tokens that a Llama's layers select where nothing else says how many."""
 _CAVEATS = {
-    "indexer": "a learned selection of a small dense model: not the statistics of DeepSeek-V3.2",
+    "indexer": "selections that indexers learned for a dense Llama model: not the statistics of DeepSeek-V3.2",
     "oracle": "selections are the true top-k of the attention, which no indexer knows",
     "recent": "selections are a sliding window, which no indexer made",
 }

@@ -22,7 +22,7 @@ SLURM = {
 
 
 def config(**launch: Any) -> Config:
-    return Config(launch=LaunchConfig(**launch))
+    return Config(model=ModelConfig(name="tiny-random"), launch=LaunchConfig(**launch))
 
 
 def test_torchrun_and_slurm_give_a_process_its_place() -> None:
