@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 READY := $(VENV)/.ready
+MODEL ?= smollm2-135m-dsa
 DEMO := outputs/demo_$(shell date +%Y%m%dT%H%M%S)
 
 .DEFAULT_GOAL := help
@@ -11,8 +12,8 @@ DEMO := outputs/demo_$(shell date +%Y%m%dT%H%M%S)
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(READY)  ## Trace RULER on the embedded model, analyze the trace, print the tables
-	$(RUN) dsakv trace ruler --limit 4 --context-length 4096 --max-new-tokens 32 --batch-size 4 --trace-out $(DEMO)
+demo: $(READY)  ## Trace RULER on the default model, or on MODEL=tiny-random, analyze the trace, print the tables
+	$(RUN) dsakv trace ruler --model $(MODEL) --limit 4 --context-length 4096 --max-new-tokens 32 --batch-size 4 --trace-out $(DEMO)
 	$(RUN) dsakv analyze --input $(DEMO) --lru-caps 8,16,32,64 --policies all --ws-windows 1,4,10,16 --report $(DEMO)/report.html
 
 test: $(READY)  ## Run all tests, as many at a time as there are cores

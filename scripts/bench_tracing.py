@@ -1,4 +1,4 @@
-"""What tracing costs: decode with and without it, in turn, on the embedded model.
+"""What tracing costs: decode with and without it, in turn, on the tiny random model.
 
 Two engines run the same requests on the same weights. Bursts of decode steps alternate between them; a traced burst
 includes opening its trace, the writer thread's work, and waiting until everything is on disk. The cost is the median

@@ -37,7 +37,7 @@ ChunkSource = Callable[[int], list[int]]
 class Recipe:
     """Everything that the trained weights depend on besides base model and texts."""
 
-    steps: int = 800
+    steps: int = 720
     seed: int = 0
     lr: float = 6e-3
     warmup: int = 20

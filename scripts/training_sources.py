@@ -86,9 +86,13 @@ PACKAGES = (
 """Of the standard library, besides its modules; it has more, of tests and tables."""
 HELD_OUT_TOPICS = re.compile("^[c-f]")
 """By first letter: topics share texts with others of like names."""
-DESCRIPTIONS = ("huggingface_hub", "numpy", "orjson", "plotly", "safetensors", "tokenizers", "transformers", "typer")
+DESCRIPTIONS = ("huggingface_hub", "msgspec", "numpy", "plotly", "safetensors", "tokenizers", "transformers", "typer")
 HELD_OUT_DESCRIPTIONS = ("datasets", "rich", "xxhash")
 """Packages that dsakv itself needs, under Apache-2.0, MIT or BSD licences: their long descriptions are at hand."""
+
+
+MANY = 200
+"""Works that are counted, not named, in the list of texts."""
 
 
 def load_works(folder: Path) -> list[Work]:
@@ -194,10 +198,10 @@ def _topics() -> Iterator[Work]:
 def _descriptions() -> Iterator[Work]:
     for name in (*DESCRIPTIONS, *HELD_OUT_DESCRIPTIONS):
         about = metadata.metadata(name).json
-        licence = about.get("license_expression") or about.get("license") or "see its licence file"
+        listed = [entry.rpartition(" :: ")[2] for entry in about.get("classifier", []) if "License ::" in entry]
+        licence = about.get("license_expression") or "; ".join(listed) or about["license"]
         origin = f"long description of {name} {about['version']}"
-        text = str(about["description"])
-        yield Work(name, "docs", origin, str(licence).splitlines()[0], name in HELD_OUT_DESCRIPTIONS, text)
+        yield Work(name, "docs", origin, str(licence), name in HELD_OUT_DESCRIPTIONS, str(about["description"]))
 
 
 def as_markdown(works: list[Work]) -> str:
@@ -214,7 +218,9 @@ def as_markdown(works: list[Work]) -> str:
         for work in filter(belongs, works):
             groups.setdefault((work.kind, work.origin, work.licence), []).append(work)
         for (kind, origin, licence), members in groups.items():
-            names = ", ".join(member.name for member in members)
+            names = "; ".join(member.name for member in members)
+            if len(members) > MANY:
+                names = f"{len(members)} works, from {members[0].name} to {members[-1].name}"
             lines.append(f"| {kind} | {origin} | {licence} | {sum(len(each.text) for each in members)} | {names} |")
         lines.append("")
     return "\n".join(lines)

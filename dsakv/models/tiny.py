@@ -1,4 +1,4 @@
-"""The embedded default: a small DeepSeek-V3.2 with random weights, made on the user's machine on first use.
+"""The model ``tiny-random``: a small DeepSeek-V3.2 with random weights, made on the user's machine on first use.
 
 It is an ordinary checkpoint directory. Its selections are those of random weights: good for trying the whole path
 and for measuring the program, meaningless as locality figures.
