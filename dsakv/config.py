@@ -333,6 +333,7 @@ class GenerateConfig(Section, frozen=True):
         Text | None, key("Prompts: .txt (split at blank lines) or .jsonl (prompt, messages or prompt_token_ids).")
     ] = None
     interactive: Annotated[bool, key("Chat; /clear starts over, /exit leaves.")] = False
+    raw: Annotated[bool, key("Let the model go on with a prompt as it stands, without its chat template.")] = False
     json: Annotated[bool, key("Print one JSON line for each completion.")] = False
 
 

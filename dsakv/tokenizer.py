@@ -93,6 +93,10 @@ class Tokenizer:
         encoding = _encode(self._plain, text)
         return list(encoding.ids), list(encoding.offsets)
 
+    def encode_raw(self, text: str) -> list[int]:
+        """As ``encode``, behind a BOS token where the tokenizer puts one by default: a text to go on with."""
+        return self._lead + self.encode(text)
+
     def encode_prompt(self, text: str) -> list[int]:
         """Ids of a prompt: one user message in the chat template with the generation prompt behind it, or,
         without a template, the text behind a BOS token where the tokenizer puts one by default.

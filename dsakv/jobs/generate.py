@@ -40,6 +40,8 @@ def generate(config: Config, console: Console, world: World = ALONE) -> None:
         )
     if given.interactive and given.json:
         raise InputError("--json does not go with --interactive", "leave one of them out")
+    if given.interactive and given.raw:
+        raise InputError("--raw does not go with --interactive", "a chat needs the chat template: leave one of them out")
     if config.trace.enable:
         RunDir.check_free(config.trace.out)
     elif config.trace.out is not None:

@@ -57,7 +57,7 @@ def to_requests(prompts: list[Prompt], config: Config, loaded: LoadedModel) -> l
     requests = []
     for request_id, prompt in enumerate(prompts):
         try:
-            ids = _encode(prompt.line, loaded)
+            ids = _encode(prompt.line, loaded, raw=config.generate.raw)
         except InputError as error:
             raise InputError(f"{prompt.place}: {error.message}", error.hint) from error
         new_tokens = config.engine.max_new_tokens
@@ -65,6 +65,9 @@ def to_requests(prompts: list[Prompt], config: Config, loaded: LoadedModel) -> l
     return requests
 
 
-def _encode(line: PromptLine, loaded: LoadedModel) -> list[int]:
-    # A checkpoint without tokenizer still takes ids.
-    return list(line.prompt_token_ids) if line.prompt_token_ids is not None else line.encode(loaded.tokenizer)
+def _encode(line: PromptLine, loaded: LoadedModel, *, raw: bool) -> list[int]:
+    if line.prompt_token_ids is not None:
+        return list(line.prompt_token_ids)  # a checkpoint without tokenizer takes them too
+    if raw and line.prompt is not None:
+        return loaded.tokenizer.encode_raw(line.prompt)
+    return line.encode(loaded.tokenizer)
