@@ -35,7 +35,7 @@ from dsakv.errors import DsakvError, InputError  # noqa: E402
 from dsakv.jobs.model import LoadedModel, load_model  # noqa: E402
 from dsakv.models.llama import Llama  # noqa: E402
 from scripts.needle_quality import Answer, answer, needle_items  # noqa: E402
-from scripts.quality_report import Found, checks, summary, tables  # noqa: E402
+from scripts.quality_report import Found, checks, headline, summary, tables  # noqa: E402
 from scripts.selection_quality import attention_mass, read, variants  # noqa: E402
 from scripts.training_sources import Work, load_works  # noqa: E402
 from scripts.training_texts import KINDS, Text, Texts, default_folder  # noqa: E402
@@ -67,6 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    console.print_data(headline(result["about"]))
     for table in tables(result):
         console.print_table(table)
     return int(not all(check["passed"] for check in result["checks"]))

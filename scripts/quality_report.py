@@ -76,9 +76,9 @@ def _mean(texts: Iterable[Sequence[float]]) -> float:
 
 
 def _ties(texts: list[Mass]) -> dict[str, Any]:
-    queries = sum(mass.rows * len(mass.captured["indexer"]) for mass in texts)
-    tied = sum(mass.tied for mass in texts)
-    return {"queries": queries, "tied": tied, "share": tied / queries}
+    queries = sum(mass.rows * len(mass.tied) for mass in texts)
+    layers = [sum(tied) for tied in zip(*(mass.tied for mass in texts), strict=True)]
+    return {"queries": queries, "tied": sum(layers), "share": sum(layers) / queries, "layers": layers}
 
 
 def _perplexity(by_method: dict[str, list[Reading]]) -> dict[str, Any]:
@@ -147,17 +147,21 @@ def checks(figures: dict[str, Any]) -> list[dict[str, Any]]:
     for length, of in figures.get("needles", {}).items():
         found, items = of["indexer"]["found"], of["indexer"]["items"]
         least = of["dense"]["found"] - items / TWELVE
-        check(f"needles found at {length}", f"{found:g} of {items}", f">= {least:g}", found >= least)
+        check(f"needles found at {length}", f"{found:g} of {items}", f">= {least:.3g}", found >= least)
     return made
+
+
+def headline(about: dict[str, Any]) -> str:
+    """What was judged, and what its figures are not."""
+    judged = f"{about['model']}, indexer {about['indexer']}, k {about['index_topk']}, {about['dtype']}"
+    return f"{judged}, seed {about['seed']}\n{about['caveat']}"
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
     """What is printed of all figures."""
-    about = result["about"]
-    head = f"{about['model']}, indexer {about['indexer']}, k {about['index_topk']}, {about['dtype']}"
     made = []
     for length, of in result.get("mass", {}).items():
-        made.append(_mass_table(length, of, head))
+        made.append(_mass_table(length, of))
         made.append(_layer_table(length, of))
     if "ties" in result:
         rows = [[str(n), str(of["queries"]), str(of["tied"]), f"{of['share']:.3%}"] for n, of in result["ties"].items()]
@@ -175,16 +179,16 @@ def tables(result: dict[str, Any]) -> list[Table]:
     if "needles" in result:
         made.append(_needle_table(result["needles"]))
     verdicts = [[c["what"], c["value"], c["wanted"], "pass" if c["passed"] else "FAIL"] for c in result["checks"]]
-    made.append(_table("required", ["figure", "value", "wanted", ""], verdicts, about["caveat"]))
+    made.append(_table("required", ["figure", "value", "wanted", ""], verdicts))
     return made
 
 
-def _mass_table(length: int, of: dict[str, Any], head: str) -> Table:
+def _mass_table(length: int, of: dict[str, Any]) -> Table:
     rows = [[kind, *(_percent(shares[method]) for method in METHODS)] for kind, shares in of["kinds"].items()]
     for name, key in (("all kinds", "captured"), ("beside token 0", "beside_sink"), ("oracle's tokens", "recall")):
         rows.append([name, *(_percent(of[key][method]) for method in METHODS)])
-    title = f"attention mass at {length} tokens, {of['texts']} texts, {of['rows']} queries a layer\n{head}"
-    return _table(title, ["kind", *METHODS], rows)
+    caption = f"{of['texts']} texts, {of['rows']} queries a layer"
+    return _table(f"attention mass at {length} tokens", ["kind", *METHODS], rows, caption)
 
 
 def _layer_table(length: int, of: dict[str, Any]) -> Table:

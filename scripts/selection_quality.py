@@ -69,7 +69,8 @@ def judged_rows(length: int, k: int, count: int) -> Tensor:
             f"a text of {length} tokens is too short to select {k} of them", "use longer --lengths, or fewer tokens"
         )
     spread = torch.linspace(k, length - 1, count).long()
-    return torch.cat((spread, torch.arange(max(k, length - LAST_ROWS), length))).unique()
+    rows: Tensor = torch.cat((spread, torch.arange(max(k, length - LAST_ROWS), length))).unique()
+    return rows
 
 
 @torch.no_grad()
@@ -78,8 +79,7 @@ def scores_of(indexer: Indexer, x: Tensor, rope: Turn, rows: Tensor) -> Tensor:
     q, weights = indexer.query(x[rows], x[rows], (rope[0][rows], rope[1][rows]))
     scores = torch.empty(len(rows), len(x))
     indexer.kernels.index_scores(q, weights, indexer.key(x, rope), None, scores)
-    scores.masked_fill_(torch.arange(len(x)) > rows.unsqueeze(1), -torch.inf)
-    return scores
+    return scores.masked_fill_(torch.arange(len(x)) > rows.unsqueeze(1), -torch.inf)
 
 
 def tied_rows(scores: Tensor, k: int) -> int:
@@ -100,8 +100,8 @@ class Mass:
     """Share of the oracle's tokens."""
     rows: int
     """Queries, of which each layer has as many."""
-    tied: int
-    """Of the indexer, in all layers."""
+    tied: list[int]
+    """Of these, by layer, those whose k-th and next best score of the indexer are equal."""
 
 
 def attention_mass(models: Mapping[str, Llama], ids: list[int], count: int) -> Mass:
@@ -114,7 +114,7 @@ def attention_mass(models: Mapping[str, Llama], ids: list[int], count: int) -> M
     rope = models["indexer"].rope(torch.arange(len(ids))).indexer
     window = select_recent(rows, _one_step(models["dense"], len(ids)).layer(0), k).positions
     captured, beside_sink, recall = ({method: list[float]() for method in METHODS} for _ in range(3))
-    tied = 0
+    tied = []
     for i, (x, attention) in enumerate(dense_layers(models["dense"], ids, rows)):
         chosen = {"oracle": reference.top_k(attention, k), "recent": window}
         for method in ("indexer", "random"):
@@ -122,7 +122,8 @@ def attention_mass(models: Mapping[str, Llama], ids: list[int], count: int) -> M
             assert indexer is not None
             scores = scores_of(indexer, x, rope, rows)
             chosen[method] = reference.top_k(scores, k)
-            tied += tied_rows(scores, k) if method == "indexer" else 0
+            if method == "indexer":
+                tied.append(tied_rows(scores, k))
         rest = attention.clone()
         rest[:, 0] = 0
         rest /= rest.sum(-1, keepdim=True)
@@ -135,7 +136,7 @@ def attention_mass(models: Mapping[str, Llama], ids: list[int], count: int) -> M
 
 @dataclass(slots=True)
 class Reading:
-    """What came of reading one text; lists have one figure a layer, and are empty for the dense model."""
+    """What came of reading one text; lists have one figure a layer, and none of the dense model."""
 
     nats: float
     """Sum over the predictions of minus the log of what the text's own next token got."""
@@ -150,17 +151,18 @@ class Reading:
 def read(model: Llama, ids: list[int], count: int) -> Reading:
     """Read a text as a prompt is read, and predict the tokens of its second half.
 
-    The last queries are what decode steps would be that are forced to this text. Mass is of about ``count`` queries.
+    The last queries are what decode steps would be that are forced to this text. Mass is of about ``count`` queries;
+    0 measures the predictions alone.
     """
     step = _one_step(model, len(ids))
     rope = model.rope(step.positions)
-    rows = judged_rows(len(ids), model.top_k, count)
+    rows = judged_rows(len(ids), model.top_k, count) if count else None
     jaccard: dict[int, list[float]] = {block: [] for block in BLOCKS}
     captured = []
     hidden = model.embed(torch.tensor(ids))  # [T, dim]
     for layer in cast(list[DecoderLayer], model.layers):
         out = layer(hidden, rope, step.positions, step.layer(0))
-        if out.selection is not None:
+        if out.selection is not None and rows is not None:
             chosen = out.selection.positions
             for block in BLOCKS:
                 jaccard[block].append(step_jaccard(chosen[-STEPS - 1 :], len(ids), block))
