@@ -50,6 +50,8 @@ SPARSE_COST = 3
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
     console = Console()
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)  # now, and not after the work
     try:
         loaded = load_model(
             ModelConfig(
@@ -63,8 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
         result = evaluate(loaded, load_works(options.folder), console, options)
     except DsakvError as error:
-        console.warn(str(error))
-        return 2
+        console.info(f"error: {error.message}\nhint: {error.hint}")
+        return 2  # 1 is for figures that are not good enough
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     console.print_data(headline(result["about"]))

@@ -187,7 +187,7 @@ def _mass_table(length: int, of: dict[str, Any]) -> Table:
     rows = [[kind, *(_percent(shares[method]) for method in METHODS)] for kind, shares in of["kinds"].items()]
     for name, key in (("all kinds", "captured"), ("beside token 0", "beside_sink"), ("oracle's tokens", "recall")):
         rows.append([name, *(_percent(of[key][method]) for method in METHODS)])
-    caption = f"{of['texts']} texts, {of['rows']} queries a layer"
+    caption = f"texts {of['texts']}, queries {of['rows']} in each layer"
     return _table(f"attention mass at {length} tokens", ["kind", *METHODS], rows, caption)
 
 

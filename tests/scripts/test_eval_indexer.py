@@ -259,4 +259,6 @@ def test_an_unknown_part_and_a_missing_indexer_are_named(checkpoint: Path, capsy
         parse_options(["--parts", "mass,speed"])
     assert "no part speed" in capsys.readouterr().err
     assert main(["--ckpt-path", str(checkpoint)]) == 2
-    assert "has no indexers" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "has no indexers" in said
+    assert [line.split(":")[0] for line in said.splitlines()] == ["error", "hint"]
