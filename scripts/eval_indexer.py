@@ -6,9 +6,9 @@
   jaccard     what consecutive decode steps select alike, by tokens and by blocks
   needles     RULER's, answered by the sparse model
 
-Mass and ties are measured at all --lengths. The others run the sparse model, 5 ms a token on two cores, and take
+Mass and ties are measured at all --lengths. The others run the sparse model, 5 to 8 ms a token on two cores, and take
 --sparse-lengths. Figures that indexers must reach are printed with pass or fail; exit code 1 where one fails. With the
-defaults all takes about 20 minutes on two cores.
+defaults all takes 20 to 25 minutes on two cores.
 
     python -m scripts.eval_indexer --json outputs/indexer_quality.json
 
