@@ -104,20 +104,29 @@ def fresh_indexers(model: Llama, shape: IndexerShape, seed: int) -> list[Indexer
 def observe(model: Llama, ids: list[int], rows: Tensor, dtype: torch.dtype = torch.bfloat16) -> Chunk:
     """Run the model densely over ``ids``; attention is kept as ``dtype``."""
     inputs, attention = [], []
-    with torch.no_grad():
-        rope = model.rope(torch.arange(len(ids)))
-        hidden = model.embed(torch.tensor(ids))  # [T, dim]
-        for i, layer in enumerate(cast(list[DecoderLayer], model.layers)):
-            x = layer.attn_norm(hidden)
-            q, k, v = layer.attn.qkv(x, rope.attention)  # [T, H, d], [T, G, d], [T, G, d]
-            inputs.append(x)
-            attention.append(attention_of(q[rows], k, rows).to(dtype))
-            if i + 1 < len(model.layers):
-                k, v = (each.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for each in (k, v))
-                q, k, v = (each.transpose(0, 1).contiguous()[None] for each in (q, k, v))  # [1, H, T, d]
-                mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)[0]  # [H, T, d]
-                hidden = layer.finish(hidden, mixed.transpose(0, 1).flatten(1))
+    for x, shares in dense_layers(model, ids, rows):
+        inputs.append(x)
+        attention.append(shares.to(dtype))
     return Chunk(inputs, attention, rows)
+
+
+@torch.no_grad()
+def dense_layers(model: Llama, ids: list[int], rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Run the model densely over ``ids``, a layer at a time.
+
+    Yields each layer's normed input ``[T, dim]``, and the attention ``[R, T]`` float32 of ``rows``.
+    """
+    rope = model.rope(torch.arange(len(ids)))
+    hidden = model.embed(torch.tensor(ids))  # [T, dim]
+    for i, layer in enumerate(cast(list[DecoderLayer], model.layers)):
+        x = layer.attn_norm(hidden)
+        q, k, v = layer.attn.qkv(x, rope.attention)  # [T, H, d], [T, G, d], [T, G, d]
+        yield x, attention_of(q[rows], k, rows)
+        if i + 1 < len(model.layers):
+            k, v = (each.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for each in (k, v))
+            q, k, v = (each.transpose(0, 1).contiguous()[None] for each in (q, k, v))  # [1, H, T, d]
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)[0]  # [H, T, d]
+            hidden = layer.finish(hidden, mixed.transpose(0, 1).flatten(1))
 
 
 def attention_of(q: Tensor, k: Tensor, rows: Tensor) -> Tensor:
@@ -176,8 +185,13 @@ def captured_mass(indexers: list[Indexer], turn: RotaryEmbedding, chunk: Chunk, 
     with torch.no_grad():
         for indexer, x, attention in zip(indexers, chunk.inputs, chunk.attention, strict=True):
             chosen = index_scores(indexer, x.float(), rope, chunk.rows[wide]).topk(k, dim=-1).indices
-            shares.append(float(attention[wide].float().gather(1, chosen).sum(-1).mean()))
+            shares.append(float(mass_on(attention[wide].float(), chosen).mean()))
     return shares
+
+
+def mass_on(attention: Tensor, chosen: Tensor) -> Tensor:
+    """Share ``[R]`` of the attention ``[R, T]`` on the tokens ``chosen`` ``[R, K]``."""
+    return attention.gather(1, chosen).sum(-1)
 
 
 class Training:
