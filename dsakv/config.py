@@ -59,7 +59,7 @@ class ModelConfig(Section, frozen=True):
         ),
     ] = "auto"
     index_topk: Annotated[
-        int, key("Tokens to select; 0 is what the model or indexer was made for, else 256.", ge=0)
+        int, key("Tokens to select; 0 is what the model or the indexer was made for, or 256 without one.", ge=0)
     ] = 0
     config: Annotated[
         Text | None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,13 @@ PREFIX = "DSAKV_"
 OLD_PREFIX = "DS_TRACE_"
 NOT_KEYS = frozenset({"DSAKV_HOME", "DSAKV_DEBUG"})
 """Variables that belong to no key: the cache folder, and tracebacks for user errors."""
+
+
+def cache_home(environ: dict[str, str] | os._Environ[str] = os.environ) -> Path:
+    """The folder for what dsakv makes or downloads once: ``DSAKV_HOME``, else ``dsakv`` in the user's cache."""
+    if home := environ.get("DSAKV_HOME"):
+        return Path(os.path.expanduser(home))
+    return Path(os.path.expanduser(environ.get("XDG_CACHE_HOME") or "~/.cache")) / "dsakv"
 
 
 @dataclass(frozen=True, slots=True)

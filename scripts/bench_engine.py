@@ -55,8 +55,8 @@ def run_transformers(length: int, steps: int) -> dict[str, float]:
     import torch
     from transformers import DeepseekV32ForCausalLM, DynamicCache
 
-    from dsakv.jobs.model_files import cache_home
     from dsakv.models.tiny import ensure_tiny_model
+    from dsakv.settings import cache_home
 
     model = DeepseekV32ForCausalLM.from_pretrained(ensure_tiny_model(cache_home()), dtype=torch.float32)
     ids = torch.tensor([prompt_of(length)])

@@ -32,11 +32,12 @@ wait_briefly(os.environ)  # before torch is imported
 from dsakv.config import ModelConfig  # noqa: E402
 from dsakv.console import Console  # noqa: E402
 from dsakv.errors import DsakvError, InputError  # noqa: E402
-from dsakv.jobs.model import LoadedModel, load_model  # noqa: E402
+from dsakv.jobs.loaded import LoadedModel  # noqa: E402
+from dsakv.jobs.model import load_model  # noqa: E402
 from dsakv.models.llama import Llama  # noqa: E402
 from scripts.needle_quality import Answer, answer, needle_items  # noqa: E402
 from scripts.quality_report import Found, checks, headline, summary, tables  # noqa: E402
-from scripts.selection_quality import attention_mass, read, variants  # noqa: E402
+from scripts.selection_quality import STEPS, attention_mass, read, variants  # noqa: E402
 from scripts.training_sources import Work, load_works  # noqa: E402
 from scripts.training_texts import KINDS, Text, Texts, default_folder  # noqa: E402
 
@@ -107,6 +108,10 @@ def evaluate(loaded: LoadedModel, works: list[Work], console: Console, options: 
     model = loaded.model
     if not isinstance(model, Llama):
         raise InputError(f"{loaded.name} is no Llama model", "--ckpt-path names one")
+    looked, read = {"mass", "ties"} & set(options.parts), {"perplexity", "jaccard"} & set(options.parts)
+    for length in [*(options.lengths if looked else []), *(options.sparse_lengths if read else [])]:
+        if length <= model.top_k + STEPS:
+            raise InputError(f"a length of {length} is too short to select {model.top_k} tokens", "use longer ones")
     longest = max([*options.lengths, *options.sparse_lengths])
     if longest > loaded.max_seq_len:
         raise InputError(f"a length of {longest} is more than the model's {loaded.max_seq_len}", "use shorter ones")

@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
+from types import MappingProxyType
 from typing import cast
 
 import torch
@@ -20,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsakv.errors import InputError
+from dsakv.kernels import reference
 from dsakv.models.contracts import Turn
 from dsakv.models.indexer import Indexer, IndexerShape
 from dsakv.models.layers import RotaryEmbedding
@@ -131,12 +134,10 @@ def dense_layers(model: Llama, ids: list[int], rows: Tensor) -> Iterator[tuple[T
 
 def attention_of(q: Tensor, k: Tensor, rows: Tensor) -> Tensor:
     """Attention ``[R, T]`` float32 of the queries ``q`` ``[R, H, d]`` at ``rows``, the mean over the heads."""
-    n_rows, n_heads, dim = q.shape
-    n_groups = k.shape[1]
-    grouped = q.float().view(n_rows, n_groups, -1, dim).permute(1, 2, 0, 3).flatten(1, 2)  # [G, H / G * R, d]
-    scores = torch.bmm(grouped * dim**-0.5, k.float().permute(1, 2, 0))  # [G, H / G * R, T]
-    scores = scores.view(n_heads, n_rows, -1).masked_fill_(_unseen(rows, len(k)), -torch.inf)
-    return scores.softmax(-1).mean(0)
+    shares = torch.empty(len(rows), len(k))
+    later = _unseen(rows, len(k))
+    reference.attention_shares(q, k, q.shape[-1] ** -0.5, lambda logits: logits.masked_fill_(later, -torch.inf), shares)
+    return shares / q.shape[1]
 
 
 def index_scores(indexer: Indexer, x: Tensor, rope: Turn, rows: Tensor) -> Tensor:
@@ -198,9 +199,16 @@ class Training:
     """The indexers of all layers with optimizer and moving average; ``state_dict`` to ``load_state`` is a resume."""
 
     def __init__(
-        self, model: Llama, indexers: list[Indexer], turn: RotaryEmbedding, recipe: Recipe, chunks: ChunkSource
+        self,
+        model: Llama,
+        indexers: list[Indexer],
+        turn: RotaryEmbedding,
+        recipe: Recipe,
+        chunks: ChunkSource,
+        about: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """``turn`` is the indexers' RoPE; ``model`` is dense."""
+        """``turn`` is the indexers' RoPE; ``model`` is dense; ``about`` names what else a state must agree with."""
+        self._settings = {"recipe": asdict(recipe), "indexer": asdict(indexers[0].shape), **about}
         self.model, self.indexers, self.turn, self.recipe, self.chunks = model, indexers, turn, recipe, chunks
         self.step = 0
         self.tokens = 0
@@ -253,7 +261,7 @@ class Training:
     def save(self, path: Path) -> None:
         """Write all that ``load`` needs, in one move, so that a kill leaves the old file or the new one."""
         state = {
-            "recipe": asdict(self.recipe),
+            "settings": self._settings,
             "step": self.step,
             "tokens": self.tokens,
             "indexers": [indexer.state_dict() for indexer in self.indexers],
@@ -265,12 +273,14 @@ class Training:
         os.replace(partial, path)
 
     def load(self, path: Path) -> None:
-        """Go on where ``save`` was; raises InputError for a state of another recipe."""
-        state = torch.load(path, weights_only=True)
-        if state["recipe"] != asdict(self.recipe):
-            raise InputError(
-                f"{path} is of a training with other settings", f"give those, or delete it: {state['recipe']}"
-            )
+        """Go on where ``save`` was; raises InputError for a damaged state, or one of another training."""
+        try:
+            state = torch.load(path, weights_only=True)
+            settings = state["settings"]
+        except (OSError, RuntimeError, UnpicklingError, EOFError, KeyError) as error:
+            raise InputError(f"{path} cannot be read: {error}", "delete it to begin anew") from error
+        if settings != self._settings:
+            raise InputError(f"{path} is of a training with other settings: {settings}", "give those, or delete it")
         self.step, self.tokens = state["step"], state["tokens"]
         for indexer, values in zip(self.indexers, state["indexers"], strict=True):
             indexer.load_state_dict(values)

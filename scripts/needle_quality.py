@@ -10,7 +10,7 @@ import numpy as np
 
 from dsakv.engine.engine import Engine
 from dsakv.engine.options import EngineOptions
-from dsakv.jobs.model import LoadedModel
+from dsakv.jobs.loaded import LoadedModel
 from dsakv.models.contracts import Model
 from dsakv.models.llama import Llama
 from dsakv.request import Request, StepRecords

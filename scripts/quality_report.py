@@ -16,8 +16,8 @@ from scripts.selection_quality import BLOCKS, METHODS, Mass, Reading
 MASS = {2048: 0.92, 4096: 0.90, 8192: 0.85}
 """Least share of the attention that indexers must capture, by context length."""
 PERPLEXITY = {4096: 1.05}
-"""Largest perplexity in that of the dense model."""
-TWELVE = 12
+"""Largest perplexity, as a multiple of the dense model's."""
+ITEMS_PER_MISS = 12
 """Needles of which the sparse model may miss one more than the dense model."""
 TIED = 0.001
 """Largest share of queries with a tie."""
@@ -146,7 +146,7 @@ def checks(figures: dict[str, Any]) -> list[dict[str, Any]]:
             check(f"perplexity at {length} over dense", f"{ratio:.3f}", f"<= {most}", ratio <= most)
     for length, of in figures.get("needles", {}).items():
         found, items = of["indexer"]["found"], of["indexer"]["items"]
-        least = of["dense"]["found"] - items / TWELVE
+        least = of["dense"]["found"] - items / ITEMS_PER_MISS
         check(f"needles found at {length}", f"{found:g} of {items}", f">= {least:.3g}", found >= least)
     return made
 

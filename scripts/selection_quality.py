@@ -19,7 +19,7 @@ from dsakv.kernels import reference
 from dsakv.kv.paged import BlockTable, PagedCache, StepCache
 from dsakv.models.contracts import Turn
 from dsakv.models.indexer import Indexer
-from dsakv.models.llama import DecoderLayer, Llama, Selecting
+from dsakv.models.llama import DecoderLayer, Learned, Llama, Oracle, Recent, Selecting
 from dsakv.models.options import ModelOptions
 from dsakv.models.selection import select_recent
 from scripts.indexer_training import attention_of, dense_layers, fresh_indexers, mass_on
@@ -38,19 +38,18 @@ LOGIT_ROWS = 512
 def variants(model: Llama, seed: int) -> dict[str, Llama]:
     """The model, which has indexers, as ``dense`` one and with every method; all share its weights."""
     own = cast(DecoderLayer, model.layers[0]).attn.selecting
-    assert own is not None
-    assert own.indexer is not None
+    assert isinstance(own, Learned)
     weights = model.state_dict()
     drawn = {
         f"layers.{i}.attn.indexer.{name}": value.to(weights[f"layers.{i}.attn.indexer.{name}"].dtype)
-        for i, indexer in enumerate(fresh_indexers(model, own.indexer, seed))
+        for i, indexer in enumerate(fresh_indexers(model, own.shape, seed))
         for name, value in indexer.state_dict().items()
     }
     return {
         "dense": _sharing(model, weights, None),
         "indexer": model,
-        "oracle": _sharing(model, weights, Selecting("oracle", own.top_k)),
-        "recent": _sharing(model, weights, Selecting("recent", own.top_k)),
+        "oracle": _sharing(model, weights, Oracle(own.top_k)),
+        "recent": _sharing(model, weights, Recent(own.top_k)),
         "random": _sharing(model, weights | drawn, own),
     }
 

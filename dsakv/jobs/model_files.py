@@ -19,6 +19,7 @@ from dsakv.gguf.tokenizer import load_gguf_tokenizer
 from dsakv.jobs.default_model import ensure_default_model
 from dsakv.models.shapes import read_config
 from dsakv.models.tiny import ensure_tiny_model
+from dsakv.settings import cache_home
 from dsakv.tokenizer import Tokenizer, generation_eos_ids, load_tokenizer
 from dsakv.weights.checkpoint import Checkpoint, TensorSource
 from dsakv.weights.gguf import GgufCheckpoint
@@ -69,13 +70,6 @@ class ModelFiles:
         ids = config.get("eos_token_id")
         named = frozenset(i for i in (ids if isinstance(ids, list) else [ids]) if type(i) is int)
         return named if self.is_gguf else generation_eos_ids(self.path) or named
-
-
-def cache_home(environ: dict[str, str] | os._Environ[str] = os.environ) -> Path:
-    """The folder for what dsakv makes or downloads once: ``DSAKV_HOME``, else ``dsakv`` in the user's cache."""
-    if home := environ.get("DSAKV_HOME"):
-        return Path(os.path.expanduser(home))
-    return Path(os.path.expanduser(environ.get("XDG_CACHE_HOME") or "~/.cache")) / "dsakv"
 
 
 def find_model(config: ModelConfig, console: Console) -> ModelFiles:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dsakv.config import Config
 from dsakv.errors import InputError
-from dsakv.jobs.model import LoadedModel
+from dsakv.jobs.loaded import LoadedModel
 from dsakv.request import Request
 from dsakv.workloads.prompt_lines import PromptLine, parse_line
 
@@ -68,6 +68,8 @@ def to_requests(prompts: list[Prompt], config: Config, loaded: LoadedModel) -> l
 def _encode(line: PromptLine, loaded: LoadedModel, *, raw: bool) -> list[int]:
     if line.prompt_token_ids is not None:
         return list(line.prompt_token_ids)  # a checkpoint without tokenizer takes them too
-    if raw and line.prompt is not None:
-        return loaded.tokenizer.encode_raw(line.prompt)
-    return line.encode(loaded.tokenizer)
+    if not raw:
+        return line.encode(loaded.tokenizer)
+    if line.prompt is None:
+        raise InputError("messages need the chat template, which --raw leaves out", "give a prompt, or no --raw")
+    return loaded.tokenizer.encode_raw(line.prompt)

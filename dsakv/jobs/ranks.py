@@ -11,7 +11,8 @@ from dsakv.console import Console
 from dsakv.distributed import ALONE, World, joined
 from dsakv.engine.engine import dismiss
 from dsakv.errors import DsakvError, InputError, PeerLostError
-from dsakv.jobs.model import LoadedModel, choose_device, load_model
+from dsakv.jobs.loaded import LoadedModel
+from dsakv.jobs.model import choose_device, load_model
 from dsakv.jobs.run import make_engine
 from dsakv.launch import Place
 

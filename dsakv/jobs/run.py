@@ -12,7 +12,7 @@ from dsakv.distributed import World
 from dsakv.engine.engine import Engine
 from dsakv.engine.options import EngineOptions
 from dsakv.errors import InputError
-from dsakv.jobs.model import LoadedModel
+from dsakv.jobs.loaded import LoadedModel
 from dsakv.prefix import PrefixIndex, prefix_key
 from dsakv.request import Request
 from dsakv.trace.records import PrefixFacts

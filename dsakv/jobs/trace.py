@@ -17,7 +17,7 @@ from dsakv.console import Console
 from dsakv.distributed import ALONE, World
 from dsakv.engine.clock import VirtualClock, WallClock
 from dsakv.errors import InputError
-from dsakv.jobs.model import LoadedModel
+from dsakv.jobs.loaded import LoadedModel
 from dsakv.jobs.ranks import load_together
 from dsakv.jobs.run import announce, how_to_analyze, inputs, make_engine, prefix_facts
 from dsakv.report.run_summary import Speed, render_run

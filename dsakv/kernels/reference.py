@@ -138,7 +138,7 @@ def attention_shares(q: Tensor, keys: Tensor, scale: float, hide: Callable[[Tens
     groups = keys.shape[1]
     out.zero_()
     for h in range(q.shape[1]):  # one head's logits at a time are as large as the result
-        logits = (q[:, h] @ keys[:, h * groups // q.shape[1]].T).float() * scale
+        logits = (q[:, h].float() @ keys[:, h * groups // q.shape[1]].float().T) * scale  # rounded, many would tie
         hide(logits)
         out += logits.softmax(-1)
 

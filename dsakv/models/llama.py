@@ -6,9 +6,8 @@ The KV cache holds, for each token and layer, the rotated keys of all KV heads a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,19 +24,34 @@ from dsakv.models.selection import hide_later, select_best, select_recent
 
 
 @dataclass(frozen=True)
-class Selecting:
-    """How each query's tokens are selected.
+class Learned:
+    """Tokens are selected by lightning indexers."""
 
-    ``indexer``: by a lightning indexer; ``oracle``: those with the largest share of the attention itself, summed over
-    heads, which costs more than attending to all; ``recent``: a sliding window with the first tokens.
-    """
+    shape: IndexerShape
+    rope_theta: float
+    """Base of their RoPE frequencies."""
 
-    by: Literal["indexer", "oracle", "recent"]
+    @property
+    def top_k(self) -> int:
+        return self.shape.top_k
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """Tokens with the largest share of the attention itself, summed over heads: it costs more than reading all."""
+
     top_k: int
-    indexer: IndexerShape | None = None
-    """Of the indexer, where that selects."""
-    indexer_theta: float = 10000.0
-    """Base of its RoPE frequencies."""
+
+
+@dataclass(frozen=True)
+class Recent:
+    """A sliding window, and the first tokens."""
+
+    top_k: int
+
+
+Selecting = Learned | Oracle | Recent
+"""How each query's tokens are selected."""
 
 
 class Attention(nn.Module):
@@ -52,7 +66,7 @@ class Attention(nn.Module):
         self.wk = linear(shape.dim, kv_dim, options.dtype)
         self.wv = linear(shape.dim, kv_dim, options.dtype)
         self.wo = linear(shape.n_heads * shape.head_dim, shape.dim, options.dtype)
-        self.indexer = Indexer(selecting.indexer, options) if selecting and selecting.indexer else None
+        self.indexer = Indexer(selecting.shape, options) if isinstance(selecting, Learned) else None
 
     def qkv(self, x: Tensor, rope: Turn) -> tuple[Tensor, Tensor, Tensor]:
         """Queries ``[T, H, d]``, keys and values ``[T, G, d]``, rotated, of normed hidden states ``[T, dim]``."""
@@ -86,28 +100,33 @@ class Attention(nn.Module):
 
     def _read_all(self, q: Tensor, kv: LayerCache) -> Tensor:
         """Attention of each query to all keys up to its own."""
-        mixed = []
+        mixed, share = [], self.shape.n_heads // self.shape.n_kv_heads
         for i, segment in enumerate(kv.segments):
             keys, values = (part.transpose(0, 1) for part in self._heads(kv.sequence(i)))  # [G, S, d]
-            own = q[segment.rows].transpose(0, 1)  # [H, t, d]
+            own = q[segment.rows]  # [t, H, d]
+            if len(own) == 1:  # the heads of a group are queries of one head: nothing is masked, nothing is copied
+                out = F.scaled_dot_product_attention(own.unflatten(1, (-1, share))[0], keys, values, scale=self.scale)
+                mixed.append(out.flatten(0, 1)[None])  # [1, H, d]
+                continue
+            # Fused kernels for masks know no groups.
+            keys, values = (part.repeat_interleave(share, dim=0)[None] for part in (keys, values))  # [1, H, S, d]
             step = reference.score_rows(segment.seq_len, q.device)
-            for start in range(0, own.shape[1], step):
-                tile = own[:, start : start + step]
-                rows = slice(segment.rows.start + start, segment.rows.start + start + tile.shape[1])
-                mask = torch.zeros(tile.shape[1], segment.seq_len, dtype=q.dtype, device=q.device)
+            for start in range(0, len(own), step):
+                tile = own[start : start + step].transpose(0, 1)[None]  # [1, H, t, d]
+                rows = slice(segment.rows.start + start, segment.rows.start + start + tile.shape[2])
+                mask = torch.zeros(tile.shape[2], segment.seq_len, dtype=q.dtype, device=q.device)
                 hide_later(mask, segment, rows)
-                out = F.scaled_dot_product_attention(
-                    tile[None], keys[None], values[None], attn_mask=mask, scale=self.scale, enable_gqa=True
-                )
+                out = F.scaled_dot_product_attention(tile, keys, values, attn_mask=mask, scale=self.scale)
                 mixed.append(out[0].transpose(0, 1))  # [t, H, d]
         return torch.cat(mixed).flatten(1)
 
     def _select(
         self, selecting: Selecting, x: Tensor, q: Tensor, rope: Rope, positions: Tensor, kv: LayerCache
     ) -> Selection:
-        if selecting.by == "recent":
+        if isinstance(selecting, Recent):
             return select_recent(positions, kv, selecting.top_k)
-        if self.indexer is not None:
+        if isinstance(selecting, Learned):
+            assert self.indexer is not None
             selection: Selection = self.indexer(x, x, rope.indexer, positions, kv)
             return selection
 
@@ -147,20 +166,18 @@ class Llama(nn.Module):
 
     def __init__(self, shape: LlamaShape, options: ModelOptions, selecting: Selecting | None = None) -> None:
         super().__init__()
-        options = replace(options, fp8=False)
         self.shape, self.dtype, self.device = shape, options.dtype, options.device
         self.embed = Embedding(shape.vocab_size, shape.dim, options)
         self.layers = nn.ModuleList(DecoderLayer(shape, options, selecting) for _ in range(shape.n_layers))
         self.norm = RMSNorm(shape.dim, shape.norm_eps, options.dtype)
         self.head = None if shape.tied else linear(shape.dim, shape.vocab_size, options.dtype)
         self.turn = RotaryEmbedding(shape.head_dim, shape.rope_theta, shape.scaling, options.device)
-        self.index_turn = self.turn
+        self.index_turn: RotaryEmbedding | None = None
         self.index_key_dim = 0
         self.kv_fp8: Fp8Kv | None = None
-        if selecting and selecting.indexer:
-            indexer = selecting.indexer
-            self.index_turn = RotaryEmbedding(indexer.rope_dim, selecting.indexer_theta, None, options.device)
-            self.index_key_dim = indexer.head_dim
+        if isinstance(selecting, Learned):
+            self.index_turn = RotaryEmbedding(selecting.shape.rope_dim, selecting.rope_theta, None, options.device)
+            self.index_key_dim = selecting.shape.head_dim
             self.kv_fp8 = Fp8Kv(options.kernels, options.ue8m0) if options.index_fp8 else None
         self.top_k = selecting.top_k if selecting else 0
         self.max_seq_len = shape.max_seq_len
@@ -169,7 +186,8 @@ class Llama(nn.Module):
         self.index_layer_ids = list(range(shape.n_layers))
 
     def rope(self, positions: Tensor) -> Rope:
-        return Rope(self.turn(positions), self.index_turn(positions))
+        turn = self.turn(positions)
+        return Rope(turn, self.index_turn(positions) if self.index_turn else turn)
 
     def logits(self, hidden: Tensor) -> Tensor:
         matrix = self.embed.weight if self.head is None else self.head.weight

@@ -61,7 +61,7 @@ def check_ranks_of(shape: Shape, n_ranks: int, source: str) -> None:
 def dsa_shape_of(config: dict[str, Any], source: str) -> DsaShape:
     """As :func:`shape_of`; also raises InputError for a model without indexers of its own."""
     if config.get("model_type") == "llama":
-        raise InputError(f"{source}: model_type 'llama' is not supported here", "use a DeepSeek-V3.2 or GLM-5 model")
+        raise InputError(f"{source}: a Llama model is not converted", "it runs as it is: --ckpt-path")
     shape = shape_of(config, source)
     assert isinstance(shape, DsaShape)
     return shape

@@ -41,6 +41,8 @@ class Stored(NamedTuple):
     shape: tuple[int, ...]
     place: tuple[int, int]
     """Number of the file, and of the tensor in the order in which that holds them."""
+    in_place: bool = True
+    """Whether the file holds these numbers themselves, so that they can be mapped."""
 
 
 class TensorSource(Protocol):

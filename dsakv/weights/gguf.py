@@ -70,9 +70,10 @@ class GgufCheckpoint:
                 )
             if heads := _TURNED.get(known.split(".")[-2]):
                 self._heads[known] = _check_heads(self.directory, name, tensor, config[heads], config["head_dim"])
-            kind = _FLOATS.get(GGMLQuantizationType(tensor.encoding), ("F32", torch.float32))[0]
+            plain = GGMLQuantizationType(tensor.encoding) in _FLOATS
+            kind = _FLOATS[GGMLQuantizationType(tensor.encoding)][0] if plain else "F32"
             self._found[known] = tensor
-            self.tensors[known] = Stored(kind, tensor.shape, (0, position))
+            self.tensors[known] = Stored(kind, tensor.shape, (0, position), plain and known not in self._heads)
         # Copy on write: torch has no tensors that cannot be written to.
         self._data = np.memmap(self.directory, dtype=np.uint8, mode="c")
         return self

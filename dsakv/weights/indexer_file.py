@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,12 @@ class IndexerFile:
 
 
 def write_indexers(path: Path, tensors: Mapping[str, torch.Tensor], about: IndexerFile) -> None:
-    """Write ``tensors``, by parameter name (``layers.0.attn.indexer.wk.weight``), in bfloat16."""
+    """Write ``tensors``, by parameter name (``layers.0.attn.indexer.wk.weight``), in bfloat16.
+
+    Raises ValueError for indexers that no Llama has.
+    """
+    if about.shape.interleaved or about.shape.query_dim != about.shape.dim:
+        raise ValueError("indexers of a Llama make queries of hidden states, and turn halves")
     metadata = {name: str(getattr(about.shape, name)) for name in _NUMBERS}
     metadata |= {"format": FORMAT, "version": VERSION, "rope_theta": str(about.rope_theta), "base": about.base}
     kept = {name: tensor.detach().to(torch.bfloat16).contiguous() for name, tensor in tensors.items()}
@@ -44,14 +50,15 @@ def read_indexer_file(path: Path, n_layers: int, dim: int) -> IndexerFile:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            layers = sum(name.endswith(".indexer.wk.weight") for name in file.keys())  # noqa: SIM118
-            width = file.get_slice("layers.0.attn.indexer.wk.weight").get_shape()[1] if layers else 0
-    except (SafetensorError, OSError, IndexError) as error:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
         raise InputError(
             f"indexer file {path} cannot be read: {error}", "--indexer takes what scripts/train_indexer.py writes"
         ) from error
     if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
         raise InputError(f"{path} is no file of indexers", "--indexer takes what scripts/train_indexer.py writes")
+    layers = sum(name.endswith(".indexer.wk.weight") for name in found)
+    width = found.get("layers.0.attn.indexer.wk.weight", (0, 0))[-1]
     if (layers, width) != (n_layers, dim):
         raise InputError(
             f"indexer file {path} is for {layers} layers of width {width}, the model has {n_layers} of {dim}",
@@ -62,7 +69,8 @@ def read_indexer_file(path: Path, n_layers: int, dim: int) -> IndexerFile:
         theta = float(metadata["rope_theta"])
     except (KeyError, ValueError) as error:
         raise InputError(f"indexer file {path}: metadata are damaged: {error}", "train or download it again") from error
-    if min(numbers.values()) < 1 or numbers["rope_dim"] > numbers["head_dim"] or numbers["rope_dim"] % 2 or theta <= 1:
+    turned = numbers["rope_dim"] % 2 == 0 and numbers["rope_dim"] <= numbers["head_dim"]
+    if min(numbers.values()) < 1 or not turned or not 1 < theta < math.inf:
         raise InputError(f"indexer file {path}: metadata make no sense", "train or download it again")
     shape = IndexerShape(
         dim=dim,
@@ -72,4 +80,18 @@ def read_indexer_file(path: Path, n_layers: int, dim: int) -> IndexerFile:
         rope_dim=numbers["rope_dim"],
         top_k=numbers["top_k"],
     )
+    if found != tensor_shapes(shape, n_layers):
+        raise InputError(f"indexer file {path} lacks tensors, or has others", "train or download it again")
     return IndexerFile(shape, theta, metadata.get("base", "unknown"))
+
+
+def tensor_shapes(shape: IndexerShape, n_layers: int) -> dict[str, tuple[int, ...]]:
+    """The tensors of a file, by name."""
+    one = {
+        "wq_b.weight": (shape.n_heads * shape.head_dim, shape.dim),
+        "wk.weight": (shape.head_dim, shape.dim),
+        "k_norm.weight": (shape.head_dim,),
+        "k_norm.bias": (shape.head_dim,),
+        "weights_proj.weight": (shape.n_heads, shape.dim),
+    }
+    return {f"layers.{i}.attn.indexer.{name}": size for i in range(n_layers) for name, size in one.items()}

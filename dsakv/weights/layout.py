@@ -1,4 +1,4 @@
-"""The two layouts of a checkpoint folder: what this rank's parameters are called in it, and which part it holds."""
+"""The layouts of checkpoints: what this rank's parameters are called in it, and which part it holds."""
 
 from __future__ import annotations
 

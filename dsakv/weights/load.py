@@ -61,10 +61,10 @@ def fill(
 
 def _load(reading: Reading, checkpoint: TensorSource, device: torch.device) -> Tensor:
     declared: nn.Parameter = getattr(reading.owner, reading.leaf)
-    stored = checkpoint.read(reading.stored, reading.part)
-    if reading.mapped and stored.data_ptr() % stored.itemsize == 0:  # files may hold numbers at odd addresses
-        return stored
     try:
+        stored = checkpoint.read(reading.stored, reading.part)
+        if reading.mapped and stored.data_ptr() % stored.itemsize == 0:  # files may hold numbers at odd addresses
+            return stored
         value = torch.empty(stored.shape, dtype=declared.dtype, device=device)
         moved = stored.to(device) if stored.dtype != declared.dtype else stored  # there the device may convert
         if reading.scale is None:

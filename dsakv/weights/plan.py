@@ -117,7 +117,7 @@ def _reading(
             f"dsakv reads {', '.join(FLOATS)}, and weights in {FP8} with scales",
         )
     dtype = DTYPES[tensor.dtype]
-    if device.type == "cpu" and dtype == parameter.dtype and (not part.dim or part.total == 1):
+    if tensor.in_place and device.type == "cpu" and dtype == parameter.dtype and (not part.dim or part.total == 1):
         return reading._replace(mapped=True)
     return reading._replace(n_bytes=math.prod(parameter.shape) * dtype.itemsize)
 

@@ -219,7 +219,7 @@ CONFIGS = {
     "no config": Case("no model config at source/config.json", Path("source/config.json").unlink),
     "config no JSON": Case("cannot read model config source/config.json", write("source/config.json", "{")),
     "config no object": Case("source/config.json is no JSON object", write("source/config.json", "[]")),
-    "other model": Case("model_type 'llama' is not supported", config(model_type="llama")),
+    "other model": Case("a Llama model is not converted", config(model_type="llama")),
     "no model type": Case("model_type None is not supported", config(model_type=None, index_topk=None)),
     "missing key": Case("q_lora_rank", config(q_lora_rank=None)),
     "wrong type": Case("Expected `int`, got `str` - at `$.dim`", config(hidden_size="192")),

@@ -17,7 +17,8 @@ from dsakv.cli import run
 from dsakv.config import ModelConfig
 from dsakv.distributed import World
 from dsakv.errors import InputError
-from dsakv.jobs.model import LoadedModel, _precision, load_model
+from dsakv.jobs.loaded import LoadedModel
+from dsakv.jobs.model import _precision, load_model
 from dsakv.jobs.model_files import ModelFiles
 from dsakv.kernels import tile
 from dsakv.models.deepseek_v32_names import hf_name, split_of
@@ -70,12 +71,12 @@ def test_what_auto_takes(checkpoint: Path, small_checkpoint: Path, monkeypatch: 
     layout, fp8, small = Layout(hf_name), ModelFiles(checkpoint, "fp8"), ModelFiles(small_checkpoint, "small")
     for capability, taken in (((7, 5), "bfloat16"), ((8, 0), "fp8")):
         monkeypatch.setattr(tile, "capability", lambda device, known=capability: known)
-        assert _precision("auto", CUDA, fp8, layout) == taken
-        assert _precision("fp8", CUDA, fp8, layout) == "fp8"
-    assert _precision("auto", CUDA, small, layout) == "bfloat16"
+        assert _precision("auto", CUDA, fp8, layout, has_fp8=True) == taken
+        assert _precision("fp8", CUDA, fp8, layout, has_fp8=True) == "fp8"
+    assert _precision("auto", CUDA, small, layout, has_fp8=True) == "bfloat16"
     for files in (fp8, small):
-        assert _precision("auto", torch.device("cpu"), files, layout) == "float32"
-        assert _precision("bfloat16", CUDA, files, layout) == "bfloat16"
+        assert _precision("auto", torch.device("cpu"), files, layout, has_fp8=True) == "float32"
+        assert _precision("bfloat16", CUDA, files, layout, has_fp8=True) == "bfloat16"
 
 
 def test_a_checkpoint_without_fp8_weights_is_refused(small_checkpoint: Path) -> None:

@@ -16,9 +16,10 @@ from dsakv.config import ModelConfig
 from dsakv.engine.engine import Engine
 from dsakv.engine.options import EngineOptions
 from dsakv.errors import InputError
-from dsakv.jobs.model import LoadedModel, _find_config, load_model
-from dsakv.jobs.model_files import cache_home
+from dsakv.jobs.loaded import LoadedModel
+from dsakv.jobs.model import _find_config, load_model
 from dsakv.request import Request
+from dsakv.settings import cache_home
 
 
 def load(checkpoint: Path, **options: Any) -> LoadedModel:

@@ -21,7 +21,8 @@ from dsakv.cli import run
 from dsakv.config import ModelConfig
 from dsakv.engine.engine import Engine
 from dsakv.engine.options import EngineOptions
-from dsakv.jobs.model import LoadedModel, load_model
+from dsakv.jobs.loaded import LoadedModel
+from dsakv.jobs.model import load_model
 from dsakv.request import Completion, Request, StepRecords
 from dsakv.trace.summary import summarize
 from dsakv.trace.validate import validate

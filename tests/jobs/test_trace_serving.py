@@ -11,7 +11,7 @@ import pytest
 from dsakv.cli import run
 from dsakv.engine.engine import Engine
 from dsakv.engine.options import EngineOptions
-from dsakv.jobs.model import LoadedModel
+from dsakv.jobs.loaded import LoadedModel
 from dsakv.models.contracts import Model
 from dsakv.request import Request
 from dsakv.trace.validate import validate

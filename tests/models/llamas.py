@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dsakv.models.indexer import IndexerShape
 from dsakv.tokenizer import write_byte_tokenizer
-from dsakv.weights.indexer_file import IndexerFile, write_indexers
+from dsakv.weights.indexer_file import IndexerFile, tensor_shapes, write_indexers
 
 N_LAYERS, DIM, TOP_K = 3, 48, 16
 LLAMA3 = {
@@ -58,16 +58,5 @@ def save_llama(directory: Path, name: str) -> None:
 def save_indexers(path: Path, shape: IndexerShape = SHAPE, n_layers: int = N_LAYERS, seed: int = 0) -> None:
     """Indexers of normal weights."""
     generator = torch.Generator().manual_seed(seed)
-    sizes = {
-        "wq_b.weight": (shape.n_heads * shape.head_dim, shape.query_dim),
-        "wk.weight": (shape.head_dim, shape.dim),
-        "k_norm.weight": (shape.head_dim,),
-        "k_norm.bias": (shape.head_dim,),
-        "weights_proj.weight": (shape.n_heads, shape.dim),
-    }
-    tensors = {
-        f"layers.{i}.attn.indexer.{name}": torch.randn(size, generator=generator)
-        for i in range(n_layers)
-        for name, size in sizes.items()
-    }
+    tensors = {name: torch.randn(size, generator=generator) for name, size in tensor_shapes(shape, n_layers).items()}
     write_indexers(path, tensors, IndexerFile(shape, 10000.0, "a tiny Llama"))

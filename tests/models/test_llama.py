@@ -272,7 +272,8 @@ def test_a_dense_model_has_nothing_to_trace(
         ({"indexer": "other layers"}, "is for 2 layers of width 48, the model has 3 of 48"),
         ({"indexer": "other width"}, "is for 3 layers of width 40, the model has 3 of 48"),
         ({"indexer": "indexer", "selection": "recent", "index_fp8": True}, "no indexer selects"),
-        ({"dtype": "fp8"}, "holds no fp8 weights"),
+        ({"dtype": "fp8"}, "which Llama models do not have"),
+        ({"selection": "dense", "index_topk": 3}, "a dense model reads all tokens"),
     ],
 )
 def test_what_does_not_go_together(

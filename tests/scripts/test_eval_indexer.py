@@ -18,7 +18,8 @@ from transformers import LlamaForCausalLM
 from dsakv.config import ModelConfig
 from dsakv.console import Console
 from dsakv.errors import InputError
-from dsakv.jobs.model import LoadedModel, load_model
+from dsakv.jobs.loaded import LoadedModel
+from dsakv.jobs.model import load_model
 from dsakv.models.llama import DecoderLayer, Llama
 from scripts.eval_indexer import evaluate, main, parse_options
 from scripts.indexer_training import dense_layers, mass_on

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dsakv.errors import InputError
 from dsakv.models.indexer import IndexerShape
 from dsakv.models.layers import RotaryEmbedding
-from dsakv.models.llama import Llama, Selecting
+from dsakv.models.llama import Learned, Llama
 from dsakv.models.llama_shape import LlamaShape
 from dsakv.models.options import ModelOptions
 from dsakv.tokenizer import Tokenizer, load_tokenizer, write_byte_tokenizer
@@ -174,7 +174,7 @@ def test_the_file_is_one_that_the_model_takes(model: Llama, tmp_path: Path) -> N
     path = tmp_path / "indexer.safetensors"
     write_indexers(path, named(fresh_indexers(model, INDEXER, 0)), IndexerFile(INDEXER, THETA, "tiny"))
     assert read_indexer_file(path, n_layers=2, dim=32) == IndexerFile(INDEXER, THETA, "tiny")
-    selecting = Llama(model.shape, ModelOptions(), Selecting("indexer", INDEXER.top_k, INDEXER, THETA))
+    selecting = Llama(model.shape, ModelOptions(), Learned(INDEXER, THETA))
     expected = {name for name, _ in selecting.named_parameters() if ".indexer." in name}
     with safe_open(path, "pt") as file:
         assert set(file.keys()) == expected

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dsakv.weights.checkpoint import Checkpoint, Part
+from dsakv.weights.checkpoint import Checkpoint, Part, Stored
 from tests.weights.toy import INDEX, load, refusal, toy_tensors, two_shards, write
 
 
@@ -51,7 +51,7 @@ def test_tensors_without_a_part_in_the_model_may_be_ignored(tmp_path: Path) -> N
 def test_the_header_tells_dtype_and_shape(tmp_path: Path) -> None:
     write(tmp_path, {"model.safetensors": {"w": torch.zeros(2, 3, dtype=torch.bfloat16)}})
     with Checkpoint(tmp_path) as checkpoint:
-        assert checkpoint.tensors == {"w": ("BF16", (2, 3), (0, 0))}
+        assert checkpoint.tensors == {"w": Stored("BF16", (2, 3), (0, 0))}
 
 
 def test_parts_and_wholes_are_views_of_the_mapped_file(tmp_path: Path) -> None:
