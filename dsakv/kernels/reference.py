@@ -129,7 +129,7 @@ def grouped_attention(q: Tensor, keys: Tensor, values: Tensor, counts: Tensor, s
     return torch.cat(mixed, dim=1)
 
 
-def attention_shares(q: Tensor, keys: Tensor, scale: float, hide: Callable[[Tensor], None], out: Tensor) -> None:
+def attention_shares(q: Tensor, keys: Tensor, scale: float, hide: Callable[[Tensor], object], out: Tensor) -> None:
     """The share of its attention that each query gives each key, summed over heads, to ``out`` ``[t, S]`` float32.
 
     ``q`` ``[t, H, d]``, ``keys`` ``[S, G, d]`` as for :func:`grouped_attention`; ``hide`` puts ``-inf`` into logits
