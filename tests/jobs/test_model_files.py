@@ -18,6 +18,7 @@ from dsakv.jobs.model import load_model
 from dsakv.jobs.model_files import find_model
 from dsakv.models.indexer import IndexerShape
 from dsakv.tokenizer import write_byte_tokenizer
+from dsakv.weights.indexer_file import read_indexer_file
 from tests.gguf.files import HIDDEN, N_LAYERS, stored, tiny_llama, write
 from tests.models.llamas import save_indexers
 
@@ -76,6 +77,15 @@ def test_the_default_model_is_its_base_with_the_indexers_that_come_along(
     assert (loaded.selection, loaded.model.top_k) == ("indexer", 24)
     assert load_model(ModelConfig(device="cpu", selection="dense")).model.top_k == 0
     assert load_model(ModelConfig(device="cpu", selection="oracle", index_topk=9)).model.top_k == 9
+
+
+def test_the_indexers_that_come_along_fit_the_default_model() -> None:
+    about = model_files.INDEXER.parent
+    assert {path.name for path in about.iterdir()} >= {"indexer.safetensors", "README.md", "indexer_texts.md"}
+    assert model_files.INDEXER.stat().st_size <= 12_000_000
+    assert "@" not in (about / "README.md").read_text()
+    found = read_indexer_file(model_files.INDEXER, 30, 576)
+    assert found.shape == IndexerShape(dim=576, query_dim=576, n_heads=4, head_dim=64, rope_dim=32, top_k=256)
 
 
 @pytest.mark.parametrize(
