@@ -153,7 +153,7 @@ CONFIGS = {
     "no config": Case(GENERATE, 2, "no model config at model/config.json", remove("model/config.json")),
     "no JSON": Case(GENERATE, 2, "cannot read model config model/config.json", put("model/config.json", "{hidden")),
     "no object": Case(GENERATE, 2, "model/config.json is no JSON object", put("model/config.json", "[1]")),
-    "unknown family": Case(GENERATE, 2, "model_type 'llama' is not supported", config(model_type="llama")),
+    "unknown family": Case(GENERATE, 2, "model_type 'qwen3' is not supported", config(model_type="qwen3")),
     "missing key": Case(GENERATE, 2, "model/config.json: 'index_topk' is missing", config(index_topk=None)),
     "wrong type": Case(GENERATE, 2, "Expected `int`, got `str`", config(hidden_size="64")),
     "YaRN without length": Case(
@@ -240,7 +240,7 @@ SETTINGS = {
         "no prompt is left to run (1 dropped: no room beside template and answer prefix)",
     ),
     "no home": Case(
-        "generate --prompt hello --device cpu",
+        "generate --prompt hello --device cpu --model tiny-random",
         1,
         "cannot make the embedded model in rows.jsonl",
         environ={"DSAKV_HOME": "rows.jsonl"},
@@ -564,6 +564,6 @@ def test_no_space_for_the_embedded_model(
 ) -> None:
     monkeypatch.setenv("DSAKV_HOME", str(tmp_path / "home"))
     with largest_file(1000):
-        assert run(["generate", "--prompt", "hello", "--device", "cpu"]) == 1
+        assert run(["generate", "--model", "tiny-random", "--prompt", "hello", "--device", "cpu"]) == 1
     check_error(capsys, f"cannot make the embedded model in {tmp_path / 'home'}")
     assert not list((tmp_path / "home" / "models").iterdir())

@@ -123,6 +123,8 @@ def pip_failure(said: str, code: int) -> str:
         return "pip cannot reach the package index"
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+    if errors[:1] == ["Exception:"]:  # of pip itself: the last line of its traceback says what it was
+        errors = lines[-1:]
     first = (errors or lines[-1:] or [f"it ended with code {code}"])[0]
     return "pip fails: " + re.sub(r"//[^/@\s]+@", "//", first)[:300]
 
