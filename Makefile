@@ -14,7 +14,7 @@ help:  ## Show this list
 
 demo: $(READY)  ## Trace RULER on the default model, or on MODEL=tiny-random, analyze the trace, print the tables
 	$(RUN) dsakv trace ruler --model $(MODEL) --tasks niah_single_1,niah_single_2 --limit 4 --context-length 4096 \
-		--max-new-tokens 32 --batch-size 4 --trace-out $(DEMO)
+		--max-new-tokens 32 --temperature 0 --batch-size 4 --trace-out $(DEMO)
 	$(RUN) dsakv analyze --input $(DEMO) --block-sizes 16,32,64 --lru-caps 0.2,0.4,0.6,0.8 --policies all \
 		--ws-windows 1,4,10,16 --report $(DEMO)/report.html
 

@@ -178,13 +178,12 @@ class Tokenizer:
         return [(rendered, True)]
 
     def _apply_template(self, messages: list[dict[str, str]]) -> str:
-        from jinja2 import TemplateError
-
         try:
             return str(self._hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        except TemplateError as error:
+        except Exception as error:  # a template is a program: any of Python's own errors may come out
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(
-                f"the checkpoint's chat template refuses the messages: {str(error).splitlines()[0]}",
+                f"the checkpoint's chat template refuses the messages: {reason}",
                 "check the roles of the messages and their order",
             ) from error
 

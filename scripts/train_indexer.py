@@ -31,7 +31,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor  # noqa: E402
 
 from dsakv.config import ModelConfig  # noqa: E402
-from dsakv.errors import DsakvError  # noqa: E402
+from dsakv.errors import DsakvError, InputError  # noqa: E402
 from dsakv.jobs.default_model import NAME as DEFAULT  # noqa: E402
 from dsakv.jobs.loaded import LoadedModel  # noqa: E402
 from dsakv.jobs.model import load_model  # noqa: E402
@@ -56,7 +56,11 @@ def main() -> None:
     try:
         train(options)
     except DsakvError as error:
-        sys.exit(str(error))
+        print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, InputError) else 1)
+    except OSError as error:
+        print(f"error: {error}\nhint: --out names a folder that can be written to", file=sys.stderr)
+        sys.exit(1)
 
 
 def parse_options() -> Any:
@@ -79,10 +83,12 @@ def parse_options() -> Any:
 def train(options: Any) -> None:
     begin = time.monotonic()
     out: Path = options.out
-    out.mkdir(parents=True, exist_ok=True)
+    if not (0 < options.rope_dim <= options.head_dim and options.rope_dim % 2 == 0 and options.heads > 0):
+        raise InputError(f"--rope-dim {options.rope_dim} of --head-dim {options.head_dim}", "it is even and not wider")
     model, loaded = load_base(options.ckpt_path)
     tokenizer = loaded.tokenizer
     works = load_works(options.texts)
+    out.mkdir(parents=True, exist_ok=True)
     (out / "indexer_texts.md").write_text(as_markdown(works), encoding="utf-8")
     recipe = Recipe(steps=options.steps, seed=options.seed)
     shape = IndexerShape(model.shape.dim, model.shape.dim, options.heads, options.head_dim, options.rope_dim, TOP_K)

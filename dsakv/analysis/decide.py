@@ -133,8 +133,8 @@ def _memory(one: _Sizing) -> dict[str, Any]:
     elif share >= NOT_WORTH_IT:
         part = f"{share:.0%}" if share < 1 else "all"
         text += (
-            f" That is {part} of the {seen:,.0f} blocks that a cache sees on average: this workload has no small "
-            "near tier at this block size, plan to keep the context near."
+            f" That is {part} of the {seen:,.0f} blocks that a cache reads on average in this trace, which has no "
+            "small near tier at this block size."
         )
     return {
         "question": "How much near memory?",

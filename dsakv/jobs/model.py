@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 import torch
+from torch import nn
 
 import dsakv
 from dsakv.config import ModelConfig
@@ -68,7 +70,14 @@ def load_model(config: ModelConfig, world: World = ALONE, console: Console | Non
             sources.append(stack.enter_context(Checkpoint(recipe.indexer_file.parent, recipe.indexer_file.name)))
         progress = _progress(console, world)
         load_parameters(module, Together(*sources), recipe.layout, device=device, progress=progress)
+    if recipe.indexer_file:
+        _check_finite(module, recipe.indexer_file)
     model = cast(Model, module)
+    if config.index_topk > model.max_seq_len:
+        raise InputError(
+            f"--index-topk {config.index_topk} is more than the model's context of {model.max_seq_len}",
+            "lower it, or leave it out",
+        )
     if config.max_seq_len:
         if config.max_seq_len > model.max_seq_len:
             raise InputError(
@@ -83,6 +92,7 @@ def load_model(config: ModelConfig, world: World = ALONE, console: Console | Non
         eos_token_ids=tokenizer.eos_token_ids if tokenizer else files.eos_ids(marks),
         text_tokenizer=tokenizer,
         indexer=recipe.indexer,
+        indexer_digest=hashlib.sha256(recipe.indexer_file.read_bytes()).hexdigest() if recipe.indexer_file else None,
         selection=recipe.selection,
         name=files.name,
         random_weights=bool(marks.get("dsakv_random_weights", False)),
@@ -91,6 +101,13 @@ def load_model(config: ModelConfig, world: World = ALONE, console: Console | Non
         index_fp8=index_fp8,
         slow=why_slow(options.kernels, device),
     )
+
+
+def _check_finite(module: nn.Module, file: Path) -> None:
+    """Raise InputError for indexers whose scores would be no numbers: their selections would look like any others."""
+    for name, parameter in module.named_parameters():
+        if ".indexer." in name and not parameter.isfinite().all():
+            raise InputError(f"indexer file {file}: {name} holds numbers that are not finite", "train it again")
 
 
 @contextmanager

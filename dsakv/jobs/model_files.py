@@ -15,7 +15,7 @@ from dsakv.config import ModelConfig
 from dsakv.console import Console
 from dsakv.errors import DsakvError, InputError
 from dsakv.gguf.config import gguf_config
-from dsakv.gguf.tokenizer import load_gguf_tokenizer
+from dsakv.gguf.tokenizer import has_tokenizer, load_gguf_tokenizer
 from dsakv.jobs.default_model import ensure_default_model
 from dsakv.models.shapes import read_config
 from dsakv.models.tiny import ensure_tiny_model
@@ -62,7 +62,7 @@ class ModelFiles:
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer, where there is one. Raises InputError for one that cannot be read."""
         if self.is_gguf:
-            return load_gguf_tokenizer(self.path)
+            return load_gguf_tokenizer(self.path) if has_tokenizer(self.path) else None
         return load_tokenizer(self.path) if (self.path / "tokenizer.json").is_file() else None
 
     def eos_ids(self, config: dict[str, Any]) -> frozenset[int]:
@@ -79,10 +79,12 @@ def find_model(config: ModelConfig, console: Console) -> ModelFiles:
     """
     indexer = Path(os.path.expanduser(config.indexer)) if config.indexer else None
     if indexer is not None and not indexer.is_file():
+        if indexer.is_dir():
+            raise InputError(f"--indexer {indexer} is a folder", "name the file in it, as indexer.safetensors")
         raise InputError(f"no indexer file at {indexer}", "--indexer takes what scripts/train_indexer.py writes")
     if config.ckpt_path is not None:
         path = Path(os.path.expanduser(config.ckpt_path))
-        if not path.is_dir() and not (path.is_file() and path.suffix == ".gguf"):
+        if not path.is_dir() and not (path.is_file() and path.suffix.lower() == ".gguf"):
             raise InputError(
                 f"no checkpoint at {path}", "--ckpt-path names a directory of safetensors files, or a .gguf file"
             )

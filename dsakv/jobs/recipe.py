@@ -31,6 +31,9 @@ TOP_K = 256
 """Tokens that a Llama's layers select where nothing else says how many."""
 
 
+NOT_DSA = "these are not the statistics of DeepSeek-V3.2"
+
+
 class Recipe(NamedTuple):
     """What a model is made of."""
 
@@ -66,22 +69,24 @@ def _llama(shape: LlamaShape, config: ModelConfig, files: ModelFiles) -> Recipe:
     if by == "dense":
         if config.index_topk:
             raise InputError("--index-topk, but a dense model reads all tokens", "give --selection, or leave it out")
+        if config.indexer:
+            raise InputError("--indexer, but --selection dense reads all tokens", "leave one of them out")
         return Recipe(build, layout, by)
     about = read_indexer_file(files.indexer, shape.n_layers, shape.dim) if files.indexer else None
     top_k = config.index_topk or (about.shape.top_k if about else TOP_K)
     if by == "oracle":
-        caveat = "selections are the true top-k of the attention, which no indexer knows"
+        caveat = f"an oracle selected, the attention of {files.name} itself, and no indexer: {NOT_DSA}"
         return Recipe(partial(build, selecting=Oracle(top_k)), layout, by, caveat=caveat)
     if by == "recent":
-        caveat = "selections are a sliding window, which no indexer made"
+        caveat = f"a sliding window over {files.name} selected, and no indexer: {NOT_DSA}"
         return Recipe(partial(build, selecting=Recent(top_k)), layout, by, caveat=caveat)
     if about is None:
         raise InputError(
-            f"--selection indexer, but {files.name} has no indexers",
+            f"--selection indexer, but {files.name} comes without indexers",
             "give --indexer FILE; scripts/train_indexer.py trains them",
         )
     learned = Learned(replace(about.shape, top_k=top_k), about.rope_theta)
-    caveat = f"a selection learned for {about.base}, a dense model: not the statistics of DeepSeek-V3.2"
+    caveat = f"indexers selected that were trained afterwards for {about.base}, a dense model: {NOT_DSA}"
     return Recipe(partial(build, selecting=learned), layout, by, learned.shape, files.indexer, caveat)
 
 

@@ -29,7 +29,9 @@ def make_engine(config: Config, loaded: LoadedModel, world: World, *, record: bo
     if record and not loaded.model.top_k:
         raise InputError(
             f"{loaded.name} is dense: there is no selection to trace",
-            "give --indexer FILE, or --selection oracle or recent",
+            "leave --selection dense out"
+            if config.model.selection == "dense"
+            else "give --indexer FILE, or --selection oracle or recent; without --ckpt-path a model with indexers runs",
         )
     options = EngineOptions(
         batch_size=config.engine.batch_size,

@@ -53,8 +53,13 @@ def trace(name: str, config: Config, console: Console, world: World = ALONE) -> 
     workload = build(name, config)
     loaded = load_together(config, world, console)
     announce(loaded, console)
-    requests, counts = _draw(workload, config, loaded, console)
     engine = make_engine(config, loaded, world, record=True)
+    if name == "ruler" and config.ruler.data is None and config.ruler.context_length > loaded.max_seq_len:
+        console.warn(
+            f"--context-length {config.ruler.context_length} is more than the model's {loaded.max_seq_len}: prompts "
+            "are cut, and perhaps their needles with them"
+        )
+    requests, counts = _draw(workload, config, loaded, console)
     engine.check(requests)
     _say_size(requests, config, loaded, console)
     model = loaded.describe()

@@ -13,6 +13,7 @@ from dsakv.models.dsa_shape import LARGEST, MOST_LAYERS
 from dsakv.models.hf_shape import convert_keys
 from dsakv.models.rope_scaling import Llama3Scaling
 
+WIDEST_HEAD = 1 << 16
 _FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
 
 
@@ -134,6 +135,10 @@ def _check(shape: LlamaShape, source: str) -> None:
         raise InputError(
             f"{source}: {shape.n_heads} heads do not divide among {shape.n_kv_heads} of keys and values",
             "correct the dimensions in the file",
+        )
+    if shape.head_dim > WIDEST_HEAD or shape.n_heads * shape.head_dim > LARGEST:
+        raise InputError(
+            f"{source}: {shape.n_heads} heads of {shape.head_dim} are too many", "correct the dimensions in the file"
         )
     if shape.head_dim % 2:
         raise InputError(f"{source}: head_dim {shape.head_dim} is odd", "correct the dimensions in the file")

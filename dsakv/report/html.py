@@ -161,7 +161,7 @@ def _card(run: Run, alone: bool) -> str:
         ) or f"<dt>{escape(data.note)}</dt>"  # fmt: skip
     alarm = '<p class="warning loud">Random weights: do not act on this.</p>' if run.random_weights else ""
     if run.caveat:
-        alarm += f'<p class="warning">Mind: {escape(run.caveat)}.</p>'
+        alarm += f'<p class="warning">Note: {escape(run.caveat)}.</p>'
     size = run.lead["block_size_tokens"]
     return f'<div class="card"><h3>{escape(run.label)}, blocks of {size} tokens</h3>{alarm}<dl>{rows}</dl></div>'
 

@@ -65,7 +65,7 @@ def render_run(
     weights = " (random weights: locality figures mean nothing)" if model["random_weights"] else ""
     facts.add_row("model", f"{model['name']}{weights}")
     if model.get("caveat"):
-        facts.add_row("mind", str(model["caveat"]))
+        facts.add_row("note", str(model["caveat"]))
     facts.add_row("records", f"{records:,} of {model['n_layers']} layers, top-k {model['index_topk']}")
     for kind in ("prefill", "decode"):
         if speed.tokens[kind]:

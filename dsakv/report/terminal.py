@@ -66,7 +66,7 @@ def _decision(run: Run, alone: bool) -> list[RenderableType]:
     if run.random_weights:
         parts.append(Text(RANDOM, style="bold red"))
     if run.caveat:
-        parts.append(Text(f"Mind: {run.caveat}.", style="yellow"))
+        parts.append(Text(f"Note: {run.caveat}.", style="yellow"))
     made = tables.decisions(run.lead)
     for one in made:
         parts += [Text(one.question, style="dim"), _indented(Text.assemble((one.answer, "bold"), " ", one.because))]

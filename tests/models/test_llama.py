@@ -43,7 +43,7 @@ def theirs(checkpoint: Path) -> LlamaForCausalLM:
 @pytest.fixture(scope="module")
 def load(checkpoint: Path) -> Load:
     def load(selection: Literal["indexer", "oracle", "recent", "dense"], top_k: int = 0) -> Model:
-        indexer = str(checkpoint / "indexer")
+        indexer = None if selection == "dense" else str(checkpoint / "indexer")
         config = ModelConfig(
             ckpt_path=str(checkpoint), device="cpu", selection=selection, index_topk=top_k, indexer=indexer
         )
@@ -265,7 +265,7 @@ def test_a_dense_model_has_nothing_to_trace(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"selection": "indexer"}, "has no indexers"),
+        ({"selection": "indexer"}, "comes without indexers"),
         ({"indexer": "absent"}, "no indexer file at absent"),
         ({"indexer": "config.json"}, "cannot be read"),
         ({"indexer": "model.safetensors"}, "is no file of indexers"),

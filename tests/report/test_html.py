@@ -233,7 +233,7 @@ def test_random_weights_are_said_loudly(tmp_path: Path) -> None:
 def test_what_the_figures_are_not_stands_beside_the_decision(tmp_path: Path) -> None:
     write_trace(tmp_path / "run", caveat="not of <b>a large model")
     text = html.render(analyzed(tmp_path))
-    assert text.index('id="decision"') < text.index("Mind: not of &lt;b&gt;a large model.") < text.index("<dl>")
+    assert text.index('id="decision"') < text.index("Note: not of &lt;b&gt;a large model.") < text.index("<dl>")
 
 
 def test_without_scripts_the_charts_are_not_missed(tmp_path: Path) -> None:

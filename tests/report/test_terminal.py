@@ -74,7 +74,7 @@ def test_random_weights_and_warnings_are_said(tmp_path: Path) -> None:
 def test_what_the_figures_are_not_is_said_before_them(tmp_path: Path) -> None:
     write_trace(tmp_path / "run", caveat="not of [red]a\x1b large model")
     shown = printed(analyzed(tmp_path))
-    said = "Mind: not of [red]a\N{REPLACEMENT CHARACTER} large model."
+    said = "Note: not of [red]a\N{REPLACEMENT CHARACTER} large model."
     assert shown.index(said) < shown.index("Hit rate by capacity")
     assert "warning: not of [red]a" in shown
 

@@ -261,5 +261,5 @@ def test_an_unknown_part_and_a_missing_indexer_are_named(checkpoint: Path, capsy
     assert "no part speed" in capsys.readouterr().err
     assert main(["--ckpt-path", str(checkpoint)]) == 2
     said = capsys.readouterr().err
-    assert "has no indexers" in said
+    assert "comes without indexers" in said
     assert [line.split(":")[0] for line in said.splitlines()] == ["error", "hint"]
