@@ -140,6 +140,12 @@ def test_template_errors(bpe: MakeBpe, byte_tokenizer: Tokenizer) -> None:
         load_tokenizer(bpe("{{ messages[0]['content'] | upper }}")).encode_prompt("a")
 
 
+@pytest.mark.parametrize("template", ["{{ 1 / 0 }}", "{{ messages + 1 }}", "{{ range(10**9) | list }}"])
+def test_templates_that_fail_in_other_ways(bpe: MakeBpe, template: str) -> None:
+    with pytest.raises(InputError, match="chat template refuses the messages: "):
+        load_tokenizer(bpe(template)).encode_prompt("x")
+
+
 def test_surrogates_are_the_users_error(byte_tokenizer: Tokenizer) -> None:
     with pytest.raises(InputError, match="surrogate"):
         byte_tokenizer.encode("a\ud800")

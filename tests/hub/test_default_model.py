@@ -164,9 +164,10 @@ def test_a_file_of_another_size_on_the_hub_does_not_count(place: Place) -> None:
     assert "owner/tiny/config.json has 3 bytes, not 2" in error.message
 
 
-def test_a_truncated_file_is_made_anew(place: Place) -> None:
+@pytest.mark.parametrize("content", [CONTENT[:100], CONTENT[:-9] + b"otherwise"], ids=["truncated", "other bytes"])
+def test_a_damaged_file_is_made_anew(place: Place, content: bytes) -> None:
     found, _ = place.make()
-    found.write_bytes(CONTENT[:100])
+    found.write_bytes(content)
     again, log = place.make()
     assert again.read_bytes() == CONTENT
     assert f"warning: {found} is damaged or not complete" in log

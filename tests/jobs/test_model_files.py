@@ -59,6 +59,18 @@ def test_a_gguf_file_with_indexers_is_traced(gguf: Path, tmp_path: Path) -> None
     assert not model["random_weights"]
 
 
+def test_a_gguf_file_without_tokenizer_takes_token_ids(
+    gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = tmp_path / "bare.GGUF"
+    bare.write_bytes(gguf.read_bytes())
+    (tmp_path / "ids.jsonl").write_text('{"prompt_token_ids": [1, 2, 3]}\n')
+    options = f"--ckpt-path {bare} --device cpu --max-new-tokens 2 --json"
+    assert run(["generate", "--input-file", str(tmp_path / "ids.jsonl"), *options.split()]) == 0
+    assert json.loads(capsys.readouterr().out)["prompt_tokens"] == 3
+    assert run(["generate", "--prompt", "x", "--ckpt-path", str(bare)]) == 2
+
+
 def test_the_default_model_is_its_base_with_the_indexers_that_come_along(
     gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,8 @@ from typing import Any, Literal, cast
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
@@ -285,6 +287,29 @@ def test_what_does_not_go_together(
     save_indexers(Path("other width"), shape)
     with pytest.raises(InputError, match=message):
         load_model(ModelConfig(ckpt_path=str(checkpoint), device="cpu", **options))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("wq_b.weight", lambda t: t.fill_(float("nan")), "numbers that are not finite"),
+        ("wk.weight", lambda t: t.to(torch.float8_e4m3fn), "holds F8_E4M3"),
+        ("wk.weight", lambda t: t[0, 0].clone(), "is for 3 layers of width 0"),
+        ("k_norm.bias", lambda t: t[:3].clone(), "lacks tensors, or has others"),
+    ],
+    ids=["nan", "float8", "scalar", "short"],
+)
+def test_damaged_indexers(
+    tmp_path: Path, checkpoint: Path, name: str, change: Callable[[Tensor], Tensor], message: str
+) -> None:
+    file = tmp_path / "indexer.safetensors"
+    tensors = load_file(checkpoint / "indexer")
+    tensors[f"layers.0.attn.indexer.{name}"] = change(tensors[f"layers.0.attn.indexer.{name}"])
+    with safe_open(checkpoint / "indexer", framework="pt") as original:
+        save_file(tensors, file, metadata=original.metadata())
+    with pytest.raises(InputError, match=message) as raised:
+        load_model(ModelConfig(ckpt_path=str(checkpoint), device="cpu", indexer=str(file)))
+    assert str(file) in raised.value.message
 
 
 def test_a_model_with_indexers_takes_no_others(small_checkpoint: Path, checkpoint: Path) -> None:
