@@ -7,18 +7,20 @@ divergence without token 0 is added: the rest of the attention is what the index
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from types import MappingProxyType
 from typing import cast
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dsakv.errors import InputError
@@ -31,6 +33,9 @@ from dsakv.models.options import ModelOptions
 
 HIDDEN = -1e9
 """Score of a key that a query must not see: finite, as 0 * -inf is no number."""
+
+ADAM = ("step", "exp_avg", "exp_avg_sq")
+"""What the optimizer keeps of a parameter."""
 
 ChunkSource = Callable[[int], list[int]]
 """Token ids of chunk ``i`` of the training, the same ones each time."""
@@ -208,7 +213,8 @@ class Training:
         about: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """``turn`` is the indexers' RoPE; ``model`` is dense; ``about`` names what else a state must agree with."""
-        self._settings = {"recipe": asdict(recipe), "indexer": asdict(indexers[0].shape), **about}
+        settings = {"recipe": asdict(recipe), "indexer": asdict(indexers[0].shape), **about}
+        self._settings = json.dumps(settings, sort_keys=True)
         self.model, self.indexers, self.turn, self.recipe, self.chunks = model, indexers, turn, recipe, chunks
         self.step = 0
         self.tokens = 0
@@ -260,30 +266,32 @@ class Training:
 
     def save(self, path: Path) -> None:
         """Write all that ``load`` needs, in one move, so that a kill leaves the old file or the new one."""
-        state = {
-            "settings": self._settings,
-            "step": self.step,
-            "tokens": self.tokens,
-            "indexers": [indexer.state_dict() for indexer in self.indexers],
-            "average": self._average,
-            "optimizer": self._optimizer.state_dict(),
-        }
+        tensors: dict[str, Tensor] = {}
+        for i, (parameter, average) in enumerate(zip(self._parameters, self._average, strict=True)):
+            tensors |= {f"parameter.{i}": parameter.detach(), f"average.{i}": average}
+            tensors |= {f"{key}.{i}": value for key, value in self._optimizer.state[parameter].items()}
+        about = {"settings": self._settings, "step": str(self.step), "tokens": str(self.tokens)}
         partial = path.with_name(path.name + ".partial")
-        torch.save(state, partial)
+        save_file(tensors, partial, metadata=about)
         os.replace(partial, path)
 
     def load(self, path: Path) -> None:
         """Go on where ``save`` was; raises InputError for a damaged state, or one of another training."""
         try:
-            state = torch.load(path, weights_only=True)
-            settings = state["settings"]
-        except (OSError, RuntimeError, UnpicklingError, EOFError, KeyError) as error:
+            with safe_open(path, framework="pt") as file:
+                about = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
             raise InputError(f"{path} cannot be read: {error}", "delete it to begin anew") from error
-        if settings != self._settings:
-            raise InputError(f"{path} is of a training with other settings: {settings}", "give those, or delete it")
-        self.step, self.tokens = state["step"], state["tokens"]
-        for indexer, values in zip(self.indexers, state["indexers"], strict=True):
-            indexer.load_state_dict(values)
-        for average, values in zip(self._average, state["average"], strict=True):
-            average.copy_(values)
-        self._optimizer.load_state_dict(state["optimizer"])
+        if about.get("settings") != self._settings:
+            raise InputError(
+                f"{path} is of a training with other settings: {about.get('settings')}", "give those, or delete it"
+            )
+        self.step, self.tokens = int(about["step"]), int(about["tokens"])
+        with torch.no_grad():
+            for i, (parameter, average) in enumerate(zip(self._parameters, self._average, strict=True)):
+                parameter.copy_(tensors[f"parameter.{i}"])
+                average.copy_(tensors[f"average.{i}"])
+                moments = {key: tensors[f"{key}.{i}"] for key in ADAM if f"{key}.{i}" in tensors}
+                if moments:  # none before the first step
+                    self._optimizer.state[parameter] = moments

@@ -7,8 +7,8 @@ stopped goes on where its last state was written, and gives the same weights as 
     python -m scripts.train_indexer --out outputs/indexer --minutes 45
 
 The folder --out gets ``indexer.safetensors`` (bfloat16), ``indexer_texts.md`` with the sources of all texts and their
-licences, and ``state.pt``, which is of no use afterwards. The texts come from packages, for which npm and apt-get are
-needed once.
+licences, and ``state.safetensors``, which is of no use afterwards. The texts come from packages, for which npm and
+apt-get are needed once.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def train(options: Any) -> None:
     base = options.base or (loaded.name if options.ckpt_path else DEFAULT)
     digest = hashlib.sha256("\0".join(work.text for work in works).encode()).hexdigest()
     training = Training(model, indexers, turn, recipe, texts.source, {"base": base, "texts": digest})
-    state = out / "state.pt"
+    state = out / "state.safetensors"
     if state.exists():
         training.load(state)
     probe = observe_probe(model, tokenizer, works)

@@ -101,9 +101,9 @@ def test_a_stopped_training_ends_with_the_same_bits(model: Llama, tmp_path: Path
     first = training_of(model)
     for _ in zip(range(7), first.run(), strict=False):
         pass
-    first.save(tmp_path / "state.pt")
+    first.save(tmp_path / "state.safetensors")
     second = training_of(model)
-    second.load(tmp_path / "state.pt")
+    second.load(tmp_path / "state.safetensors")
     assert second.step == first.step
     list(second.run())
     expected = weights(whole)
@@ -111,10 +111,10 @@ def test_a_stopped_training_ends_with_the_same_bits(model: Llama, tmp_path: Path
 
 
 def test_a_state_of_other_settings_is_refused(model: Llama, tmp_path: Path) -> None:
-    training_of(model).save(tmp_path / "state.pt")
+    training_of(model).save(tmp_path / "state.safetensors")
     other = Training(model, fresh_indexers(model, INDEXER, 0), TURN, Recipe(steps=13), chunk)
     with pytest.raises(InputError, match="other settings"):
-        other.load(tmp_path / "state.pt")
+        other.load(tmp_path / "state.safetensors")
 
 
 @torch.no_grad()
