@@ -201,7 +201,7 @@ def mass_on(attention: Tensor, chosen: Tensor) -> Tensor:
 
 
 class Training:
-    """The indexers of all layers with optimizer and moving average; ``state_dict`` to ``load_state`` is a resume."""
+    """The indexers of all layers with optimizer and moving average; ``save`` and ``load`` let it go on."""
 
     def __init__(
         self,

@@ -44,7 +44,6 @@ def default_folder() -> Path:
 @dataclass(frozen=True, slots=True)
 class Text:
     kind: str
-    label: str
     ids: list[int]
 
 
@@ -63,15 +62,15 @@ class Texts:
         """The text ``index`` of a kind: ``length`` tokens, a few fewer where its end must not be cut off."""
         draw = random.Random(f"{self.seed}/{self.held_out}/{kind}/{length}/{index}")
         if kind == "chat":
-            return Text(kind, "made up", self._chat(draw, length))
+            return Text(kind, self._chat(draw, length))
         if kind == "ruler":
             return self._ruler(draw, length)
         if kind == "needles":
-            return Text(kind, "made up", self._needles(draw, length))
+            return Text(kind, self._needles(draw, length))
         if kind == "records":
-            return Text(kind, "made up", self._records(draw, length))
-        passage, label = self._passage(draw, kind, length * CHARACTERS_PER_TOKEN)
-        return Text(kind, label, self._encode(passage)[:length])
+            return Text(kind, self._records(draw, length))
+        passage, _ = self._passage(draw, kind, length * CHARACTERS_PER_TOKEN)
+        return Text(kind, self._encode(passage)[:length])
 
     def _encode(self, text: str) -> list[int]:
         """A text by itself, behind a BOS token where runs put one."""
@@ -139,7 +138,7 @@ class Texts:
         item = generator.item(draw.choice(RULER_TASKS), 0)
         answered = f"{item.answer_prefix} {', '.join(item.answers)}."
         ids = self.tokenizer.encode_prompt_with_offsets(item.text, answered).ids
-        return Text("ruler", f"{item.task}, {label}" if item.haystack else item.task, self._end(ids, length))
+        return Text("ruler", self._end(ids, length))
 
     def _needles(self, draw: random.Random, length: int) -> list[int]:
         """Facts of different wording hidden in a passage, then asked for in the user's message or below the text."""
