@@ -9,6 +9,9 @@ How a policy that was made for one access at a time takes a set, unless its file
 promoted or marked, in ascending id; then the misses enter, in ascending id, each into room that the policy makes as it
 does for a single miss. The set is *pinned* meanwhile: what a step has just needed leaves only when nothing else is
 left, and then as the policy orders it. With sets of one block each policy is therefore its textbook self.
+
+A block whose content has ended, as its request has, is *dropped*: it leaves without being evicted, and the policy
+forgets it. A full cache has room again afterwards.
 """
 
 from __future__ import annotations
@@ -126,6 +129,14 @@ class Policy(ABC):
         can be full, so a queue must be filled from its beginning until the first eviction.
         """
 
+    @abstractmethod
+    def drop(self, state: State, capacity: int, row: int, ids: Ints) -> None:
+        """Forget ``ids`` [n] of the cache ``row``, held or not, as if they had never been read.
+
+        ``ids`` ascend and lie within ``state``, which is changed in place: the others keep their order and marks,
+        and queues begin at their beginning again.
+        """
+
     def caches(self, capacity: int) -> Caches:
         """Many empty caches of ``capacity`` blocks each."""
         return Caches(self, capacity)
@@ -175,6 +186,20 @@ class Caches:
         )
         return outcome, self.policy.run(self._state, self.capacity, steps.records, outcome)
 
+    def drop(self, row: int, ids: Ints) -> None:
+        """Take ``ids`` [n], ascending, out of the cache ``row``, because what they held has ended.
+
+        It is as if they had never been read; those that are not in the cache, or never were, may be among them.
+        Everything else stays as it is, and a hand that stood at one of them stands at the one it would have come to.
+
+        Raises:
+            ValueError: ``row`` or ``ids`` are negative, or ``ids`` do not ascend.
+        """
+        Steps.of(np.array([row]), np.array([0, len(ids)]), ids)
+        height, width = self._state.table.shape
+        if row < height:
+            self.policy.drop(self._state, self.capacity, row, ids[: np.searchsorted(ids, width)])
+
     def clear(self, rows: Ints) -> None:
         """Empty the caches ``rows`` [n], so that others may use these rows."""
         used = rows[rows < len(self._state.table)]
@@ -212,9 +237,30 @@ class Cache:
         outcome, gone = self._caches._take(Steps.of(self._row, np.array([0, len(ids)]), ids))
         return outcome.hit, outcome.victims[:gone]
 
+    def drop(self, ids: Ints) -> None:
+        """Take ``ids`` [n], ascending, out of the cache, as :meth:`Caches.drop` does.
+
+        Raises:
+            ValueError: ``ids`` are negative or do not ascend.
+        """
+        self._caches.drop(0, ids)
+
     def clear(self) -> None:
         """Forget everything."""
         self._caches.clear(self._row)
+
+
+@compiled
+def close_up(ring: NDArray[np.int32], first: int, size: int, table: NDArray[Any]) -> int:
+    """Of the ``size`` blocks from slot ``first`` of ``ring`` [slots] on, those that ``table`` [ids] still knows move to
+    the beginning, in their order; how many they are."""
+    before = ring.copy()
+    kept = 0
+    for j in range(size):
+        block = before[(first + j) % len(before)]
+        ring[kept] = block
+        kept += table[block] != 0
+    return kept
 
 
 def doubled(size: int, needed: int) -> int:

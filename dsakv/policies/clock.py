@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dsakv.compiled import compiled
-from dsakv.policies.base import Outcome, Policy, Records, State
+from dsakv.policies.base import Ints, Outcome, Policy, Records, State, close_up
 
 HELD, READ, PINNED = 1, 2, 4
 
@@ -17,13 +17,18 @@ class Clock(Policy):
     and stops at the first block without one, whose place the miss takes.
 
     A block enters with its bit clear, so it must be read again to earn a second chance. The hand clears the bits of
-    pinned blocks too, and passes on.
+    pinned blocks too, and passes on. Where a dropped block has left room a miss enters right behind the hand.
     """
 
     registers: ClassVar[int] = 2  # size; hand
 
     def run(self, state: State, capacity: int, records: Records, outcome: Outcome) -> int:
         return _run(state, capacity, records, outcome)
+
+    def drop(self, state: State, capacity: int, row: int, ids: Ints) -> None:
+        state.table[row, ids] = 0
+        queue, (size, hand) = state.queues[row, 0], state.registers[row]
+        state.registers[row] = close_up(queue, hand, size, state.table[row]), 0
 
 
 @compiled

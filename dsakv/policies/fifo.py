@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dsakv.compiled import compiled
-from dsakv.policies.base import Outcome, Policy, Records, State
+from dsakv.policies.base import Ints, Outcome, Policy, Records, State, close_up
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,11 @@ class Fifo(Policy):
 
     def run(self, state: State, capacity: int, records: Records, outcome: Outcome) -> int:
         return _run(state, capacity, records, outcome)
+
+    def drop(self, state: State, capacity: int, row: int, ids: Ints) -> None:
+        state.table[row, ids] = 0
+        queue, (size, oldest) = state.queues[row, 0], state.registers[row]
+        state.registers[row] = close_up(queue, oldest, size, state.table[row]), 0
 
 
 @compiled

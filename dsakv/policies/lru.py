@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dsakv.compiled import compiled
-from dsakv.policies.base import Outcome, Policy, Records, State
+from dsakv.policies.base import Ints, Outcome, Policy, Records, State, close_up
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,10 @@ class Lru(Policy):
 
     def run(self, state: State, capacity: int, records: Records, outcome: Outcome) -> int:
         return _run(state, capacity, records, outcome)
+
+    def drop(self, state: State, capacity: int, row: int, ids: Ints) -> None:
+        state.table[row, ids] = 0
+        state.registers[row, 0] = close_up(state.queues[row, 0], 0, state.registers[row, 0], state.table[row])
 
 
 @compiled

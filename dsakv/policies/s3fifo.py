@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dsakv.compiled import compiled
-from dsakv.policies.base import Outcome, Policy, Records, State
+from dsakv.policies.base import Ints, Outcome, Policy, Records, State, close_up
 
 SMALL, MAIN, GHOST, WHERE = 1, 2, 3, 3
 READ, READS = 4, 12  # reads since it entered its queue, at most 3
@@ -41,8 +41,20 @@ class S3Fifo(Policy):
             raise ValueError(f"a small queue of {self.small_percent}% of the cache")
 
     def run(self, state: State, capacity: int, records: Records, outcome: Outcome) -> int:
+        return _run(state, capacity, *self._shares(capacity), records, outcome)
+
+    def drop(self, state: State, capacity: int, row: int, ids: Ints) -> None:
+        state.table[row, ids] = 0
+        _, ghosts = self._shares(capacity)
+        registers = state.registers[row].reshape(self.lanes, 2)
+        for lane, slots in enumerate((capacity, capacity, ghosts)):
+            first, size = registers[lane]
+            registers[lane] = 0, close_up(state.queues[row, lane, :slots], first, size, state.table[row])
+
+    def _shares(self, capacity: int) -> tuple[int, int]:
+        """Blocks of the small queue, ids of the ghost queue."""
         share = max(1, capacity * self.small_percent // 100)
-        return _run(state, capacity, share, max(1, capacity - share), records, outcome)
+        return share, max(1, capacity - share)
 
 
 @compiled

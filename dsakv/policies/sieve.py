@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dsakv.compiled import compiled
-from dsakv.policies.base import Outcome, Policy, Records, State
+from dsakv.policies.base import Ints, Outcome, Policy, Records, State
 
 HELD, READ, PINNED = 1, 2, 4
 
@@ -25,6 +28,26 @@ class Sieve(Policy):
 
     def run(self, state: State, capacity: int, records: Records, outcome: Outcome) -> int:
         return _run(state, capacity, records, outcome)
+
+    def drop(self, state: State, capacity: int, row: int, ids: Ints) -> None:
+        state.table[row, ids] = 0
+        _, used, hand = state.registers[row]
+        size, hand = _close_up(state.queues[row].reshape(-1), used, hand, state.table[row])
+        state.registers[row] = size, size, hand
+
+
+@compiled
+def _close_up(queue: NDArray[np.int32], used: int, hand: int, marks: NDArray[np.uint8]) -> tuple[int, int]:
+    """Move the blocks in the first ``used`` slots that ``marks`` [ids] still knows to the beginning, in their order;
+    how many they are, and the slot of the first one that ``hand`` would have come to."""
+    kept = moved = 0
+    for j in range(used):
+        if j == hand:
+            moved = kept
+        block = queue[j]
+        queue[kept] = block
+        kept += block >= 0 and marks[block] != 0
+    return kept, moved if moved < kept else 0
 
 
 @compiled
@@ -69,13 +92,7 @@ def _run(state: State, capacity: int, records: Records, outcome: Outcome) -> int
                 queue[slot] = -1
                 loose = max(0, loose - 1)
                 if used == len(queue):  # close the holes, of which there are more than half
-                    used = moved = 0
-                    for j in range(len(queue)):
-                        if j == hand:
-                            moved = used
-                        queue[used] = queue[j]
-                        used += queue[j] >= 0
-                    hand = moved
+                    used, hand = _close_up(queue, used, hand, marks)
             queue[used] = outcome.misses[i]
             used += 1
             marks[outcome.misses[i]] = HELD | PINNED

@@ -6,8 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from dsakv.compiled import compiled
-from dsakv.policies.base import Outcome, Policy, Records, State
+from dsakv.policies.base import Ints, Outcome, Policy, Records, State
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,10 @@ class SinkRecent(Policy):
 
     def run(self, state: State, capacity: int, records: Records, outcome: Outcome) -> int:
         return _run(state, capacity, min(self.sinks, capacity), records, outcome)
+
+    def drop(self, state: State, capacity: int, row: int, ids: Ints) -> None:
+        state.registers[row, 0] -= np.count_nonzero(state.table[row, ids])
+        state.table[row, ids] = 0
 
 
 @compiled

@@ -43,6 +43,10 @@ class Oracle(ABC):
         return None
 
     @abstractmethod
+    def drop(self, block: int) -> None:
+        """May be called for any block, known or not."""
+
+    @abstractmethod
     def content(self) -> list[int]: ...
 
     @abstractmethod
@@ -56,6 +60,9 @@ class FifoOracle(Oracle):
     def __init__(self, capacity: int) -> None:
         super().__init__(capacity)
         self.queue: deque[int] = deque()
+
+    def drop(self, block: int) -> None:
+        self.queue = deque(other for other in self.queue if other != block)
 
     def content(self) -> list[int]:
         return list(self.queue)
@@ -78,6 +85,9 @@ class LruOracle(Oracle):
             self.stack[block] = None
             self.stack.move_to_end(block)
         return hit, [self.evict() for _ in range(len(self.stack) - self.capacity)]
+
+    def drop(self, block: int) -> None:
+        self.stack.pop(block, None)
 
     def content(self) -> list[int]:
         return list(self.stack)
@@ -103,6 +113,9 @@ class LfuOracle(Oracle):
         self.last.update(dict.fromkeys(ids, self.now))
         return hit, [self.evict() for _ in range(len(self.count) - self.capacity)]
 
+    def drop(self, block: int) -> None:
+        self.count.pop(block, None)
+
     def content(self) -> list[int]:
         return list(self.count)
 
@@ -123,6 +136,10 @@ class ClockOracle(FifoOracle):
         super().__init__(capacity)
         self.read: set[int] = set()
 
+    def drop(self, block: int) -> None:
+        super().drop(block)
+        self.read.discard(block)
+
     def promote(self, block: int) -> None:
         self.read.add(block)
 
@@ -138,13 +155,22 @@ class SieveOracle(ClockOracle):
         super().__init__(capacity)
         self.hand: int | None = None
 
+    def drop(self, block: int) -> None:
+        if self.hand == block:
+            self.hand = self.after(block)
+        super().drop(block)
+
+    def after(self, block: int) -> int | None:
+        newer = list(self.queue)[self.queue.index(block) + 1 :]
+        return newer[0] if newer else None
+
     def evict(self) -> int:
         order = list(self.queue)
         at = 0 if self.hand is None else order.index(self.hand)
         while order[at] in self.read or self.pinned(order[at]):
             self.read.discard(order[at])
             at = (at + 1) % len(order)
-        self.hand = order[at + 1] if at + 1 < len(order) else None
+        self.hand = self.after(order[at])
         self.queue.remove(order[at])
         return order[at]
 
@@ -162,6 +188,12 @@ class S3FifoOracle(Oracle):
     def begin(self, misses: list[int]) -> None:
         self.returned = set(misses) & set(self.ghost)
         self.ghost = [block for block in self.ghost if block not in self.returned]
+
+    def drop(self, block: int) -> None:
+        for queue in (self.small, self.main, self.ghost):
+            if block in queue:
+                queue.remove(block)
+        del self.reads[block]
 
     def promote(self, block: int) -> None:
         self.reads[block] = min(3, self.reads[block] + 1)
@@ -206,6 +238,9 @@ class SinkRecentOracle(Oracle):
         hit = [block in self.held for block in ids]
         self.held.update(ids)
         return hit, [self.evict() for _ in range(len(self.held) - self.capacity)]
+
+    def drop(self, block: int) -> None:
+        self.held.discard(block)
 
     def content(self) -> list[int]:
         return list(self.held)

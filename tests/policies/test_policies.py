@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsakv.policies import POLICIES, Opt, Policy, Steps
+from tests.policies.acts import Act, acts, assert_agree
 from tests.policies.batches import batch, sets
 from tests.policies.oracle import ORACLES
 
@@ -34,6 +35,66 @@ def test_it_decides_as_its_oracle(name: str, ids: list[list[int]], capacity: int
         hit, victims = cache.step(np.array(part, dtype=np.int64))
         expected, leaving = oracle.step(part)
         assert (hit.tolist(), sorted(victims.tolist())) == (expected, sorted(leaving))
+
+
+@every_policy
+@given(acts=acts(), capacity=st.integers(1, 6))
+def test_it_drops_as_its_oracle(name: str, acts: list[Act], capacity: int) -> None:
+    assert_agree(POLICIES[name]().cache(capacity), ORACLES[name](capacity), acts)
+
+
+@every_policy
+@given(acts=acts(0, 1, 5), capacity=st.integers(1, 6))
+def test_rows_drop_apart(name: str, acts: list[Act], capacity: int) -> None:
+    caches = POLICIES[name]().caches(capacity)
+    alone = {row: POLICIES[name]().cache(capacity) for row in (0, 1, 5)}
+    for row, drop, ids in acts:
+        array = np.array(ids, dtype=np.int64)
+        if drop:
+            caches.drop(row, array)
+            alone[row].drop(array)
+        else:
+            assert caches.step(batch([ids], [row])).tolist() == [alone[row].step(array)[0].sum()]
+
+
+@every_policy
+@given(before=acts(), ids=sets(largest=20), capacity=st.integers(1, 6))
+def test_with_everything_dropped_it_is_a_fresh_one(
+    name: str, before: list[Act], ids: list[list[int]], capacity: int
+) -> None:
+    cache, fresh = POLICIES[name]().cache(capacity), POLICIES[name]().cache(capacity)
+    for act in before:
+        if act.drop:
+            cache.drop(act.array)
+        else:
+            cache.step(act.array)
+    cache.drop(np.arange(12))
+    for part in ids:
+        (hit, victims), (expected, leaving) = (c.step(np.array(part, dtype=np.int64)) for c in (cache, fresh))
+        assert (hit.tolist(), sorted(victims.tolist())) == (expected.tolist(), sorted(leaving.tolist()))
+
+
+@every_policy
+def test_what_was_never_seen_may_be_dropped(name: str) -> None:
+    caches = POLICIES[name]().caches(4)
+    caches.drop(0, np.array([0, 99]))
+    assert caches.nbytes == 0
+    caches.step(batch([[0, 1]]))
+    before = caches.nbytes
+    caches.drop(0, np.array([1, 99]))
+    caches.drop(99, np.array([0]))
+    assert caches.nbytes == before, "nor does it take room"
+    assert caches.step(batch([[0], [1]])).tolist() == [1, 0]
+
+
+@every_policy
+@pytest.mark.parametrize(("row", "ids"), [(0, [-1]), (0, [1, 1]), (0, [2, 1]), (-1, [1])])
+def test_wrong_drops_are_refused(name: str, row: int, ids: list[int]) -> None:
+    caches = POLICIES[name]().caches(4)
+    caches.step(batch([[0, 1, 2]]))
+    with pytest.raises(ValueError, match="must not be negative, and ids must ascend"):
+        caches.drop(row, np.array(ids))
+    assert caches.step(batch([[0, 1, 2]])).tolist() == [3]
 
 
 @every_policy

@@ -12,6 +12,7 @@ from dsakv.policies.lfu import Lfu
 from dsakv.policies.s3fifo import S3Fifo
 from dsakv.policies.sieve import Sieve
 from dsakv.policies.sink_recent import SinkRecent
+from tests.policies.acts import Act, acts, assert_agree
 from tests.policies.batches import sets
 from tests.policies.oracle import S3FifoOracle, SinkRecentOracle
 
@@ -31,6 +32,16 @@ def test_s3fifo_with_any_share(ids: list[list[int]], capacity: int, percent: int
         assert (hit.tolist(), sorted(victims.tolist())) == (expected, sorted(leaving))
 
 
+@given(acts=acts(largest=25), capacity=st.integers(1, 12), percent=st.sampled_from([0, 10, 40, 100]))
+def test_s3fifo_with_any_share_drops(acts: list[Act], capacity: int, percent: int) -> None:
+    assert_agree(S3Fifo(small_percent=percent).cache(capacity), S3FifoOracle(capacity, percent), acts)
+
+
+@given(acts=acts(), capacity=st.integers(1, 6), sinks=st.integers(0, 7))
+def test_sink_recent_with_any_number_of_sinks_drops(acts: list[Act], capacity: int, sinks: int) -> None:
+    assert_agree(SinkRecent(sinks=sinks).cache(capacity), SinkRecentOracle(capacity, sinks), acts)
+
+
 @given(ids=sets(), capacity=st.integers(1, 13), sinks=st.integers(0, 13))
 def test_sink_recent_with_any_number_of_sinks(ids: list[list[int]], capacity: int, sinks: int) -> None:
     cache, oracle = SinkRecent(sinks=sinks).cache(capacity), SinkRecentOracle(capacity, sinks)
@@ -45,6 +56,24 @@ def test_sieve_leaves_survivors_in_place_and_clock_moves_on() -> None:
     ids = [[0], [1], [2], [0], [3], [4], [5]]
     assert run(Sieve(), 3, *ids) == [[], [], [], [], [1], [2], [3]]
     assert run(Clock(), 3, *ids) == [[], [], [], [], [1], [2], [0]]
+
+
+def test_a_hand_whose_block_is_dropped_stands_at_the_next() -> None:
+    """The hand has cleared 0, evicted 1 and stands at 2. The next is 3 in SIEVE; in CLOCK 3 has taken the place of 1,
+    so 0 comes first."""
+    for policy, next_victims in ((Sieve(), [3, 4]), (Clock(), [0, 3])):
+        cache = policy.cache(3)
+        victims = [cache.step(np.array([block]))[1].tolist() for block in (0, 1, 2, 0, 3)]
+        assert victims == [[], [], [], [], [1]]
+        cache.drop(np.array([2]))
+        assert [cache.step(np.array([block]))[1].tolist() for block in (4, 5, 6)] == [[], *([v] for v in next_victims)]
+
+
+def test_s3fifo_forgets_a_ghost_that_is_dropped() -> None:
+    cache = S3Fifo().cache(3)
+    assert [cache.step(np.array([block]))[1].tolist() for block in (0, 1, 2, 3)] == [[], [], [], [0]]
+    cache.drop(np.array([0]))
+    assert [cache.step(np.array([block]))[1].tolist() for block in (0, 4, 5, 6)] == [[1], [2], [3], [0]]
 
 
 def test_lfu_lets_newcomers_in() -> None:
