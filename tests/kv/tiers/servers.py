@@ -94,6 +94,7 @@ class Proxy:
         self.target, self.faults = port, faults
         self.over = threading.Event()
         self.open: list[socket.socket] = []
+        self.reset: set[socket.socket] = set()
         self.threads: list[threading.Thread] = []
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.listener.getsockname()[1]
@@ -147,7 +148,7 @@ class Proxy:
                     return
         except OSError:
             pass  # the other side went first
-        for sock in (source, sink):
+        for sock in {source, sink} - self.reset:
             self.end(sock)
 
     def finish(self, source: socket.socket, sink: socket.socket, fault: Fault, rest: bytes) -> None:
@@ -162,6 +163,9 @@ class Proxy:
                     break
         for sock in (source, sink):
             if fault.end == "reset":
+                self.reset.add(sock)
+                with suppress(OSError):
+                    sock.shutdown(socket.SHUT_RD)  # else the other thread's recv would keep it open
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 sock.close()
             else:
