@@ -30,6 +30,7 @@ HINTS = {
     errno.ENOSPC: "free space there, or keep fewer blocks in the pool",
     errno.EDQUOT: "the user's quota is used up: raise it, or keep fewer blocks in the pool",
     errno.EFBIG: "no larger file may be written (see ulimit -f): keep fewer blocks in the pool",
+    errno.EINVAL: "the file system refuses such calls, or ulimit -f cuts them: name another folder",
     errno.EIO: "the disk fails: see the kernel's log, and name a folder on another one",
     errno.EACCES: "let this user write there, or name another folder",
     errno.EPERM: "let this user write there, or name another folder",
@@ -87,13 +88,13 @@ class FilePool(CheckedPool):
             for first, rows in runs:
                 views = [payload[row * size : (row + 1) * size] for row in rows]
                 if not self.direct:
-                    self._move(os.pwritev, views, first)
+                    self._move(os.pwritev, "written", views, first)
                     continue
                 with self._buffer() as buffer:
                     slots = np.frombuffer(buffer, np.uint8).reshape(-1, self._slot)
                     for slot, view in zip(slots, views, strict=False):
                         slot[:size] = view
-                    self._move(os.pwritev, [memoryview(buffer)[: len(rows) * self._slot]], first)
+                    self._move(os.pwritev, "written", [memoryview(buffer)[: len(rows) * self._slot]], first)
 
         self._spread(numbers, write)
 
@@ -104,11 +105,11 @@ class FilePool(CheckedPool):
             for first, rows in runs:
                 views = [payload[row * size : (row + 1) * size] for row in rows]
                 if not self.direct:
-                    self._move(os.preadv, views, first)
+                    self._move(os.preadv, "read", views, first)
                     continue
                 with self._buffer() as buffer:
                     filled = memoryview(buffer)
-                    self._move(os.preadv, [filled[: len(rows) * self._slot]], first)
+                    self._move(os.preadv, "read", [filled[: len(rows) * self._slot]], first)
                     for i, view in enumerate(views):
                         view[:] = filled[i * self._slot : i * self._slot + size]
 
@@ -142,17 +143,17 @@ class FilePool(CheckedPool):
                 yield ordered[begin], rows[begin:i]
                 begin = i
 
-    def _move(self, call: Move, views: list[memoryview], first: int) -> None:
+    def _move(self, call: Move, what: str, views: list[memoryview], first: int) -> None:
         """``call`` until all of ``views`` are moved: the system may take or give less than it was asked for."""
         left, at = deque(views), first * self._slot
         while left:
             try:
                 moved = call(self._fd, list(left), at)
             except OSError as error:
-                raise self._failed("write" if call is os.pwritev else "read", error) from error
+                raise self._failed(what, error) from error
             if moved <= 0 or (self.direct and moved % ALIGN):
                 raise DsakvError(
-                    f"the file of {self.name} ends within block {at // self._slot}",
+                    f"{self.name}: only a part of block {(at + moved) // self._slot} could be {what}",
                     "something cut it, or the disk is full or fails: check that, then run again",
                 )
             at += moved
@@ -179,12 +180,12 @@ class FilePool(CheckedPool):
             if error.errno in (errno.ENOENT, errno.ENOTDIR):
                 raise InputError(f"{self.name} is no folder", "make it, or name one that exists") from None
             if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
-                raise self._failed("make a file", error) from error
+                raise self._failed("made", error) from error
         try:
             fd, path = tempfile.mkstemp(prefix="dsakv-", dir=self.folder)
             os.unlink(path)
         except OSError as error:
-            raise self._failed("make a file", error) from error
+            raise self._failed("made", error) from error
         return fd
 
     def _made_direct(self) -> bool:
@@ -196,7 +197,7 @@ class FilePool(CheckedPool):
             os.ftruncate(self._fd, 0)
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
-                raise self._failed("write", error) from error
+                raise self._failed("written", error) from error
             fcntl.fcntl(self._fd, fcntl.F_SETFL, flags)
             return False
         return hasattr(os, "O_DIRECT")
@@ -204,6 +205,6 @@ class FilePool(CheckedPool):
     def _failed(self, what: str, error: OSError) -> DsakvError:
         known = error.errno if error.errno is not None else 0
         return DsakvError(
-            f"{self.name}: cannot {what}: {os.strerror(known) if known else error}",
+            f"{self.name}: its file cannot be {what}: {os.strerror(known) if known else error}",
             HINTS.get(known, "see that the folder can be used, then run again"),
         )
