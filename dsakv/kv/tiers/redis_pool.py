@@ -42,16 +42,8 @@ REFUSALS: tuple[tuple[tuple[type[Exception], ...], str, str], ...] = (
         "does not let this user do what the pool needs",
         "allow PING, SET, GET and UNLINK on keys that start with dsakv:",
     ),
-    (
-        (exceptions.OutOfMemoryError,),
-        "is out of memory",
-        "raise its maxmemory, or keep fewer blocks there",
-    ),
-    (
-        (exceptions.ReadOnlyError, exceptions.MasterDownError),
-        "is a replica, which takes no writes",
-        "give the address of its primary",
-    ),
+    ((exceptions.OutOfMemoryError,), "is out of memory", "raise its maxmemory, or keep fewer blocks there"),
+    ((exceptions.ReadOnlyError, exceptions.MasterDownError), "is a replica", "give the address of its primary"),
     (
         (exceptions.AskError, exceptions.ClusterError, exceptions.ClusterCrossSlotError),
         "is a node of a cluster, which is not supported",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -222,7 +223,7 @@ def test_close_of_a_server_that_is_gone(tmp_path: Path) -> None:
         with in_time(exchanges=3), pool_at(server.url, timeout_s=TIMEOUT) as pool:
             pool.put(ALL, random_blocks(N))
             server.kill()
-        server.start()
+        assert server.started()
         with pool_at(server.url, timeout_s=2) as pool:
             pool.put(ALL, random_blocks(N))
             server.restart()  # the connection is broken, the server is not gone
@@ -245,6 +246,52 @@ def test_port_where_nothing_listens() -> None:
     port = free_port()
     with in_time(), pytest.raises(ServerLostError, match=f"redis://127.0.0.1:{port}/0 failed 3 times: .*refused"):
         open_remote(f"redis://u:s3cret@127.0.0.1:{port}", n_blocks=1, block_bytes=1, timeout_s=TIMEOUT)
+
+
+def test_address_of_ipv6_is_shown_in_brackets() -> None:
+    with in_time(), pytest.raises(ServerLostError, match=r"redis://\[::1\]:1/2 failed 3 times"):
+        open_remote("redis://[::1]:1/2", n_blocks=1, block_bytes=1, timeout_s=TIMEOUT)
+
+
+def test_server_that_takes_no_connection_any_more() -> None:
+    with socket.socket() as listener, ExitStack() as waiting:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        address = listener.getsockname()
+        for _ in range(8):  # fill what the system keeps for a server that is busy
+            client = waiting.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(address)
+        with in_time(), pytest.raises(ServerLostError, match="failed 3 times: Timeout connecting to server"):
+            open_remote(f"redis://127.0.0.1:{address[1]}", n_blocks=1, block_bytes=1, timeout_s=TIMEOUT)
+
+
+def test_tls_where_the_server_speaks_none(redis_server: RedisServer) -> None:
+    url = redis_server.url.replace("redis", "rediss")
+    with in_time(), pytest.raises(ServerLostError, match=f"{url} failed 3 times: "):
+        open_remote(url, n_blocks=1, block_bytes=1, timeout_s=TIMEOUT)
+
+
+def test_opening_asks_for_a_pong_and_nothing_else() -> None:
+    heard = []
+
+    def reply(data: bytes) -> bytes:
+        heard.append(data)
+        return b"+PONG\r\n"
+
+    with impostor(reply) as url, pool_at(url):
+        pass
+    assert heard == [b"*1\r\n$4\r\nPING\r\n"]
+
+
+def test_server_that_stops_reading(redis_server: RedisServer) -> None:
+    """Until no buffer on the way takes any more."""
+    faults = [Fault(1_000_000, "stall", upward=True)] * 9
+    with proxy(redis_server.port, *faults) as between, in_time(2 * TIMEOUT + 12, exchanges=1):
+        pool = open_remote(between.url, n_blocks=40, block_bytes=300_000, timeout_s=TIMEOUT)
+        with pytest.raises(ServerLostError, match="failed 3 times: Timeout writing to socket"):
+            pool.put(np.arange(40), random_blocks(40, 300_000))
+        pool.close()
 
 
 def test_name_that_no_resolver_knows() -> None:
