@@ -31,7 +31,7 @@ META: Fields = {
     "trace": (dict,),
     "inputs": (dict,),
 }
-META_OPTIONAL: Fields = {"requests_digest": (str,)}
+META_OPTIONAL: Fields = {"requests_digest": (str,), "kv_tiers": (dict,)}
 RECORD: Fields = {
     "event": (str,),
     "request_id": (int,),
