@@ -48,9 +48,16 @@ class Console:
 
     def print_table(self, table: RenderableType) -> None:
         """Write a rich table, panel or other renderable to stdout."""
-        width = None if self._stdout.isatty() else PLAIN_WIDTH
-        Terminal(file=self._stdout, width=width, highlight=False, markup=False, emoji=False).print(table)
-        self._stdout.flush()
+        self._render(table, self._stdout)
+
+    def info_table(self, table: RenderableType) -> None:
+        """Likewise to stderr, where stdout holds other data."""
+        self._render(table, self._stderr)
+
+    def _render(self, table: RenderableType, stream: TextIO) -> None:
+        width = None if stream.isatty() else PLAIN_WIDTH
+        Terminal(file=stream, width=width, highlight=False, markup=False, emoji=False).print(table)
+        stream.flush()
 
     def info(self, text: str) -> None:
         self._log.print(text)

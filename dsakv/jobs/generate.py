@@ -21,10 +21,12 @@ from dsakv.jobs.prompts import read_prompts, to_requests
 from dsakv.jobs.ranks import load_together
 from dsakv.jobs.run import PrefixLog, announce, how_to_analyze, inputs, make_engine
 from dsakv.kv.options import Tiers
+from dsakv.report.run_summary import render_tiers
 from dsakv.request import Completion, Request, Step
 from dsakv.settings import resolved_json
 from dsakv.tokenizer import StreamDecoder
 from dsakv.trace.run_dir import RunDir
+from dsakv.trace.tiers import Traffic
 from dsakv.trace.writer import TraceWriter
 
 
@@ -62,6 +64,8 @@ def generate(config: Config, console: Console, world: World = ALONE) -> None:
             _print_lines(engine, requests, loaded, console, tape)
         else:
             _stream(engine, requests, loaded, console, tape)
+    if tape.traffic:
+        console.info_table(render_tiers(tape.traffic.transfers()))
 
 
 class _Tape:
@@ -69,6 +73,7 @@ class _Tape:
 
     def __init__(self, writer: TraceWriter | None, log: PrefixLog, counts: dict[str, Any]) -> None:
         self._writer, self._log, self._counts = writer, log, counts
+        self.traffic = Traffic()
 
     def steps(self, engine: Engine, requests: list[Request]) -> Iterator[Step]:
         """The steps that complete ``requests``, recorded on the way."""
@@ -78,6 +83,7 @@ class _Tape:
                 self._counts["kept"] = max(self._counts["kept"], request.request_id + 1)
                 self._writer.expect(request, self._log.facts(request))
         for step in engine.run(requests):
+            self.traffic.add(step.traffic)
             if self._writer is not None:
                 self._writer.write(step)
             yield step

@@ -27,9 +27,10 @@ class Ledger:
 
     def found(self, phase: Phase, tier: int, blocks: int, cold: int = 0) -> None:
         """A layer needed so many blocks of a tier, of which ``cold`` for the first time in decode."""
-        entry = self._traffic[phase, TIERS[tier]]
-        entry.hits += blocks
-        entry.cold += cold
+        if blocks:
+            entry = self._traffic[phase, TIERS[tier]]
+            entry.hits += blocks
+            entry.cold += cold
 
     def read(self, phase: Phase, tier: int, ops: int, n_bytes: int, begin: Mark, end: Mark) -> None:
         """One batch of ``ops`` blocks, or rows of the device, with ``n_bytes`` of payload was read."""

@@ -39,14 +39,13 @@ class Amount:
         return cls(number, "blocks", text)
 
     def blocks(self, n_blocks: int, block_bytes: int, layers: int, flag: str) -> int:
-        """Blocks of each layer that it means, of ``n_blocks``; at most these.
+        """Blocks of each layer that it means, of ``n_blocks``; at most these, and of a share at least one.
 
-        Raises InputError where it is not enough for one.
+        Raises InputError for bytes or blocks that are not enough for one.
         """
-        if self.unit == "bytes":
-            wanted = self.number / (block_bytes * layers)
-        else:
-            wanted = self.number * (n_blocks if self.unit == "share" else 1)
+        if self.unit == "share":
+            return max(1, int(self.number * n_blocks))
+        wanted = self.number / (block_bytes * layers) if self.unit == "bytes" else self.number
         if wanted < 1:
             raise InputError(
                 f"{flag} {self.text} is less than a block in each layer ({block_bytes * layers:,} bytes in all)",
