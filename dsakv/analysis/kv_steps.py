@@ -46,7 +46,7 @@ class KvSteps:
     warm is offered them before it. An entry for each layer of the step."""
     ended: Sequence[tuple[int, Ints]]
     """(r, ids [n] ascending): blocks that no running request holds any more, to drop after layer-step r - 1, before
-    what begins at r; r may be R."""
+    what begins at r; r may be R, and is there once."""
 
     def __len__(self) -> int:
         return len(self.layer)
