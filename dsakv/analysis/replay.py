@@ -74,7 +74,7 @@ class Replay:
 
     def transfers(
         self, block_bytes: int, row_bytes: int, phase: Phase = "decode", layer: int | None = None
-    ) -> dict[str, dict[str, int | None]]:
+    ) -> dict[str, dict[str, int | float | None]]:
         """What each tier that had anything to do was asked for, in one layer or in all: distinct blocks of layer-steps
         found there (``hits``), those of them read for the first time (``cold``), batches, blocks (rows in ``hbm``) and
         bytes of payload. None is not known: the batches in which the device reads its rows; writes, where the prefix
@@ -83,10 +83,10 @@ class Replay:
         layers = slice(None) if layer is None else slice(layer, layer + 1)
         counts = self._counts[PHASES.index(phase), layers].sum(axis=0)  # [tiers, 6]
         known = self.options.write == "through" or not self.options.prefix_cache
-        result: dict[str, dict[str, int | None]] = {}
+        result: dict[str, dict[str, int | float | None]] = {}
         for tier, name in enumerate(TIERS):
             hits, cold, reads, read_ops, writes, write_ops = counts[tier].tolist()
-            found = {
+            found: dict[str, int | float | None] = {
                 "hits": hits,
                 "cold": cold,
                 "reads": reads,

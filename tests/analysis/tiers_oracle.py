@@ -21,19 +21,22 @@ class Copies:
     def __init__(self, options: ReplayOptions, capacity: int) -> None:
         policy = next(name for name, made in POLICIES.items() if type(options.tiers.policy) is made)
         self.layers = options.tiers.layers
-        shared = options.tiers.scope == "shared"
-        caches = [ORACLES[policy](capacity * self.layers if shared else capacity) for _ in range(self.layers)]
-        self.of_layer: list[Oracle] = [caches[0]] * self.layers if shared else caches
+        self.shared = options.tiers.scope == "shared"
+        caches = [ORACLES[policy](capacity * self.layers if self.shared else capacity) for _ in range(self.layers)]
+        self.of_layer: list[Oracle] = [caches[0]] * self.layers if self.shared else caches
 
     def step(self, layer: int, blocks: list[int]) -> tuple[set[int], set[Block]]:
         """Which of ``blocks`` were there; who leaves."""
-        hits, victims = self.of_layer[layer].step([block * self.layers + layer for block in blocks])
+        hits, victims = self.of_layer[layer].step([self.number(block, layer) for block in blocks])
         there = {block for block, hit in zip(blocks, hits, strict=True) if hit}
-        return there, {divmod(number, self.layers) for number in victims}
+        return there, {divmod(victim, self.layers) if self.shared else (victim, layer) for victim in victims}
+
+    def number(self, block: int, layer: int) -> int:
+        return block * self.layers + layer if self.shared else block
 
     def drop(self, block: int) -> None:
         for layer, cache in enumerate(self.of_layer):
-            cache.drop(block * self.layers + layer)
+            cache.drop(self.number(block, layer))
 
 
 class SlowTiers:
