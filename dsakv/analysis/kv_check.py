@@ -16,7 +16,7 @@ from dsakv.config import AnalyzeConfig
 from dsakv.errors import DsakvError, InputError
 from dsakv.policies import POLICIES
 from dsakv.policies.placement import PlacementOptions, Scope
-from dsakv.trace.batch import TIERS
+from dsakv.request import TIERS
 from dsakv.trace.intake import Intake
 from dsakv.trace.open import TraceDir
 from dsakv.trace.ordered import in_engine_order
@@ -128,12 +128,15 @@ def _inexact(trace: TraceDir, stepper: KvStepper, intake: Intake) -> list[str]:
     """Why the replay need not be what the run did."""
     skipped = sum(rejected.count for rejected in intake.counts.rejected.values()) + intake.counts.without_positions
     resumed = _section(_config(trace), "trace").get("resume") is True or (trace.run_meta or {}).get("resumed") is True
-    return [
-        *(["the run was interrupted and resumed: what ran beside its requests at first is lost"] if resumed else []),
-        *([f"incomplete: {stepper.unfinished} requests did not finish"] if stepper.unfinished else []),
-        *([f"incomplete: {skipped} records were skipped"] if skipped else []),
-        *([f"incomplete: {stepper.gaps} decode steps lack records"] if stepper.gaps else []),
-    ]
+    reasons = ["the run was interrupted and resumed: what ran beside its requests at first is lost"] if resumed else []
+    for count, one, many in (
+        (stepper.unfinished, "request did not finish", "requests did not finish"),
+        (skipped, "record was skipped", "records were skipped"),
+        (stepper.gaps, "decode step lacks records", "decode steps lack records"),
+    ):
+        if count:
+            reasons.append(f"incomplete: {count:,} {one if count == 1 else many}")
+    return reasons
 
 
 def _config(trace: TraceDir) -> dict[str, Any]:

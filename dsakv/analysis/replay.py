@@ -17,7 +17,7 @@ from dsakv.analysis.kv_steps import KvSteps
 from dsakv.compiled import compiled
 from dsakv.policies.base import Ints, doubled, enlarged
 from dsakv.policies.placement import HBM, LOCAL, REMOTE, Placement, PlacementOptions
-from dsakv.trace.batch import TIERS
+from dsakv.request import TIERS
 
 Phase = Literal["warm_up", "decode"]
 PHASES: tuple[Phase, ...] = ("warm_up", "decode")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dsakv.analysis.replay import PHASES, ReplayOptions, replay
 from dsakv.policies import POLICIES
 from dsakv.policies.placement import LOCAL, REMOTE, PlacementOptions
-from dsakv.trace.batch import TIERS
+from dsakv.request import TIERS
 from tests.analysis.kv_runs import Run, run_engine
 from tests.analysis.test_kv_steps import read
 from tests.analysis.tiers_oracle import HBM, SlowTiers
