@@ -66,7 +66,7 @@ def check_tiers(
     inexact: list[str] = []
     intake = Intake(config.on_error, engine_steps=True)
     try:
-        measured = _measured(trace)
+        measured, resumed = _measured(trace)
         facts = read_kv_facts(trace)
         options, block_bytes = _options(trace, facts)
         stepper = KvStepper(facts, facts.block_size or 1, intake.id_of, forced=False)
@@ -76,7 +76,9 @@ def check_tiers(
             advance(intake.counts.bytes - told)
             told = intake.counts.bytes
         replayed = {**cache.transfers(block_bytes, block_bytes // stepper.block_size)}
-        inexact = _inexact(trace, stepper, intake)
+        inexact = _inexact(trace, facts, stepper, intake)
+        if resumed:
+            inexact.append("the run was resumed: it measured what came after, and what ran beside it before is lost")
     except InputError as error:
         inexact.append(error.message)
     advance(sum(unit.bytes for unit in units) - intake.counts.bytes)
@@ -91,12 +93,15 @@ def check_tiers(
     }
 
 
-def _measured(trace: TraceDir) -> Transfers | None:
-    transfers = _section(_json(trace.path / "summary.json"), "kv_tiers").get("transfers")
+def _measured(trace: TraceDir) -> tuple[Transfers | None, bool]:
+    """Transfers of decode, and whether they are only those since the run was resumed."""
+    transfers = _section(_section(_json(trace.path / "summary.json"), "kv_tiers"), "transfers")
+    if not transfers:
+        return None, False
     try:
-        return msgspec.convert(transfers, dict[str, Transfers]).get("decode", {})
+        return msgspec.convert(transfers.get("decode", {}), Transfers), "since_resume" in transfers
     except msgspec.ValidationError:
-        return None
+        return None, False
 
 
 def _options(trace: TraceDir, facts: KvFacts) -> tuple[ReplayOptions, int]:
@@ -124,13 +129,14 @@ def _options(trace: TraceDir, facts: KvFacts) -> tuple[ReplayOptions, int]:
     return ReplayOptions(placement, tiers.write, tiers.start == "warm", prefix_cache), tiers.block_bytes
 
 
-def _inexact(trace: TraceDir, stepper: KvStepper, intake: Intake) -> list[str]:
+def _inexact(trace: TraceDir, facts: KvFacts, stepper: KvStepper, intake: Intake) -> list[str]:
     """Why the replay need not be what the run did."""
     skipped = sum(rejected.count for rejected in intake.counts.rejected.values()) + intake.counts.without_positions
-    resumed = _section(_config(trace), "trace").get("resume") is True or (trace.run_meta or {}).get("resumed") is True
-    reasons = ["the run was interrupted and resumed: what ran beside its requests at first is lost"] if resumed else []
+    wanted = _section(trace.run_meta or {}, "inputs").get("kept")
+    lacking = wanted - len(facts.requests) if type(wanted) is int else 0
+    reasons = []
     for count, one, many in (
-        (stepper.unfinished, "request did not finish", "requests did not finish"),
+        (max(lacking, stepper.unfinished), "request did not finish", "requests did not finish"),
         (skipped, "record was skipped", "records were skipped"),
         (stepper.gaps, "decode step lacks records", "decode steps lack records"),
     ):

@@ -105,8 +105,15 @@ def unfinished(folder: Path, trace: Path) -> None:
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
 
 
+def cut_short(folder: Path, trace: Path) -> None:
+    """Two requests had no record on disk when the run stopped."""
+    change_meta(trace, inputs={"kept": 8})
+
+
 def resumed(folder: Path, trace: Path) -> None:
-    (folder / "config.json").write_bytes(orjson.dumps({"trace": {"resume": True}}))
+    summary = orjson.loads((trace / "summary.json").read_bytes())
+    summary["kv_tiers"]["transfers"]["since_resume"] = True
+    (trace / "summary.json").write_bytes(orjson.dumps(summary))
 
 
 def without_end(folder: Path, trace: Path) -> None:
@@ -142,6 +149,7 @@ def with_a_gap(folder: Path, trace: Path) -> None:
     ("spoil", "reason", "replayed"),
     [
         (unfinished, "1 request did not finish", True),
+        (cut_short, "2 requests did not finish", True),
         (resumed, "resumed", True),
         (without_end, "did not come to its end", True),
         (with_a_gap, "1 decode step lacks records", True),
