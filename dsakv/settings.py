@@ -120,7 +120,11 @@ def resolve(command: str, flags: Mapping[str, Any], environ: Mapping[str, str], 
 
 
 def resolved_json(config: Config) -> bytes:
-    """The whole tree as indented JSON, as it stands in a run's ``config.json``."""
+    """The whole tree as indented JSON, as it stands in a run's ``config.json``: without user and password of a URL."""
+    if config.kv.remote and "@" in config.kv.remote:
+        scheme, _, rest = config.kv.remote.partition("://")
+        kv = msgspec.structs.replace(config.kv, remote=f"{scheme}://***@{rest.rpartition('@')[2]}")
+        config = msgspec.structs.replace(config, kv=kv)
     return msgspec.json.format(msgspec.json.encode(config), indent=2) + b"\n"
 
 

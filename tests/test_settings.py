@@ -274,3 +274,12 @@ def test_there_are_sample_presets() -> None:
 )
 def test_default_text(value: Any, text: str) -> None:
     assert default_text(value) == text
+
+
+def test_a_stored_configuration_holds_no_password() -> None:
+    url = "redis://me:se@cret@host:6379/1"
+    config = resolve("trace ruler", {"kv.hot_capacity": "1", "kv.remote": url}, {}, None)
+    stored = resolved_json(config)
+    assert b"cret" not in stored
+    assert b'"redis://***@host:6379/1"' in stored
+    assert config.kv.remote == url
