@@ -17,7 +17,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from dsakv.report import tables
+from dsakv.report import plan_tables, tables
 from dsakv.report.compare import Capacity, Result, Run, cache_scope, capacities, ceiling, curve, layers, runs
 from dsakv.report.detail_tables import reuse_marks
 from dsakv.report.measures import JACCARD, NEED_90, NEEDLES, OVER_CHANCE, Measure, layer_measures, run_measures
@@ -43,6 +43,8 @@ def render(document: dict[str, Any]) -> Group:
         parts += [Text(), Rule(Text("Runs side by side"), align="left"), _Comparison(compared)]
     for run in compared:
         parts += _details(run)
+    for run in compared:
+        parts += _plan(run, len(compared) == 1)
     return Group(*parts)
 
 
@@ -231,6 +233,26 @@ def _advice(result: Result) -> list[RenderableType]:
     for rule, measured, words, _ in data.rows:
         parts += [_indented(Text.assemble((f"{rule} {measured}: ", "dim"), words), 0)]
     return parts + ([Text(data.note)] if data.note else [])
+
+
+def _plan(run: Run, alone: bool) -> list[RenderableType]:
+    """What a plan answers, and the rows that led to it."""
+    plan = run.lead.get("plan")
+    if plan is None:
+        return []
+    parts: list[RenderableType] = [Text()]
+    parts.append(Rule(Text("Plan for tiers" if alone else f"Plan for tiers: {run.label}"), align="left"))
+    if run.random_weights:
+        parts.append(Text(RANDOM, style="bold red"))
+    parts += [Text(line, style="dim") for line in plan_tables.premises(plan)]
+    made = tables.answered(plan["answers"])
+    for one in made:
+        parts += [Text(one.question, style="dim"), _indented(Text.assemble((one.answer, "bold"), " ", one.because))]
+    rules = dict.fromkeys(one.rule for one in made)
+    parts += [_indented(Text(f"Rule: {rule}.", style="dim"), 0) for rule in rules]
+    for data in plan_tables.brief(plan):
+        parts += [Text(), Text(data.title, style="bold"), _table(data), Text(data.note, style="dim")]
+    return parts
 
 
 def _indented(text: Text, by: int = 2) -> Padding:
