@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+TIERS = ("hbm", "local_pool", "remote_pool")
+"""Where KV blocks lie: on the device, in host memory, in a pool that is reached over a network or a file system."""
+
+Phase = Literal["prefill", "warm_up", "decode"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,8 @@ class Completion:
     latency_ms: float
     cached_tokens: int = 0
     """Prompt tokens whose KV earlier requests had left in the cache."""
+    kv_blocks: list[int] = field(default_factory=list)
+    """The physical blocks of its KV in the order of its tokens; empty where the engine does not tell them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +87,43 @@ class StepRecords:
     positions: NDArray[np.int32]  # [L, B, K], ascending
     scores: NDArray[np.float32]  # [L, B, K], in the order of positions
     index_layer_id: NDArray[np.int32]  # [L], the layer whose indexer selected
-    gather_us: NDArray[np.float64]  # [L, B], time of the gather that read this query's rows
-    gather_batch: NDArray[np.int64]  # [L, B], queries that this gather read for
+    found: NDArray[np.uint8] | None
+    """[L, B, K], tier (index into ``TIERS``) that held each position's block when the step began: the same one for all
+    positions of a block. None: all on the device."""
+    fetch_us: NDArray[np.float64]  # [3, L, B], by tier, time of the one batch that read for this query; NaN: none did
+    fetch_batch: NDArray[np.int64]  # [3, L, B], queries that this batch read for; 0: none did
     row_bytes: int
-    """Bytes of one gathered KV row."""
+    """Bytes of the KV row of a token in a layer."""
+
+
+@dataclass(slots=True)
+class TierTraffic:
+    """What one tier did, whatever for: blocks looked up there, and what was moved.
+
+    Blocks are distinct ones of a layer's step: two requests that share one count once.
+    """
+
+    hits: int = 0
+    """Blocks that a layer's step needed and found here."""
+    cold: int = 0
+    """Of them, those that decode reads for the first time (since prefill, or since they were written): what a cold
+    start costs."""
+    reads: int = 0
+    """Batches."""
+    read_ops: int = 0
+    """Blocks; of the device, rows of tokens."""
+    bytes_read: int = 0
+    """Payload, as ``bytes_written``."""
+    read_us: float = 0.0
+    writes: int = 0
+    write_ops: int = 0
+    bytes_written: int = 0
+    write_us: float = 0.0
+
+    def add(self, other: TierTraffic) -> None:
+        """Add what ``other`` counted."""
+        for own in fields(self):
+            setattr(self, own.name, getattr(self, own.name) + getattr(other, own.name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,3 +141,5 @@ class Step:
     finished: list[Completion]
     records: StepRecords | None
     """None where nothing is recorded: tracing is off, or a prefill step without a recorded tail."""
+    traffic: Mapping[tuple[Phase, str], TierTraffic] = field(default_factory=dict)
+    """What each tier (by name) did in this step; empty where all KV lies on the device."""

@@ -26,7 +26,7 @@ LEVELS = [
 TORCH_ROOMS = {"engine", "models", "kernels", "kv", "weights", "jobs", "distributed"}
 TORCH_FREE_JOBS = {f"dsakv.jobs{name}" for name in ("", ".analyze", ".convert", ".default_model", ".fetch", ".wheel")}
 """Jobs that run a model are imported when their command is, and only then."""
-HEAVY = {"torch", "transformers", "numpy", "numba", "datasets", "huggingface_hub", "gguf"}
+HEAVY = {"torch", "redis", "transformers", "numpy", "numba", "datasets", "huggingface_hub", "gguf"}
 
 
 def module_name(path: Path) -> str:

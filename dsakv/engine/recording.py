@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dsakv.engine.sequence import Sequence
 from dsakv.models.contracts import Fetch, LayerOutput, Model, Segment
-from dsakv.request import StepRecords
+from dsakv.request import TIERS, StepRecords
 
 
 class Recorder:
@@ -57,14 +57,14 @@ class Recorder:
             return None
         positions, scores = torch.stack(self._positions), torch.stack(self._scores)  # [L, B, K]
         host = torch.stack((positions, scores.view(torch.int32))).cpu().numpy()  # [2, L, B, K]
-        gather_us = np.empty((len(self._fetches), len(self._rows)))
-        gather_batch = np.empty(gather_us.shape, dtype=np.int64)
+        fetch_us = np.full((len(TIERS), len(self._fetches), len(self._rows)), np.nan)
+        fetch_batch = np.zeros(fetch_us.shape, dtype=np.int64)
         for i, fetches in enumerate(self._fetches):
             for fetch in fetches:
                 inside = [b for b, row in enumerate(self._rows) if fetch.rows.start <= row < fetch.rows.stop]
                 if inside:
-                    gather_us[i, inside] = fetch.begin.us_until(fetch.end)
-                    gather_batch[i, inside] = fetch.rows.stop - fetch.rows.start
+                    fetch_us[0, i, inside] = fetch.begin.us_until(fetch.end)
+                    fetch_batch[0, i, inside] = fetch.rows.stop - fetch.rows.start
         offset, _, request_id, step_idx, lengths = self._queries.T
         return StepRecords(
             request_id=request_id,
@@ -75,7 +75,8 @@ class Recorder:
             positions=host[0],
             scores=host[1].view(np.float32),
             index_layer_id=np.array(model.index_layer_ids, dtype=np.int32),
-            gather_us=gather_us,
-            gather_batch=gather_batch,
+            found=None,
+            fetch_us=fetch_us,
+            fetch_batch=fetch_batch,
             row_bytes=row_bytes,
         )

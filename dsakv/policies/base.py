@@ -133,8 +133,8 @@ class Policy(ABC):
     def drop(self, state: State, capacity: int, row: int, ids: Ints) -> None:
         """Forget ``ids`` [n] of the cache ``row``, held or not, as if they had never been read.
 
-        ``ids`` ascend and lie within ``state``, which is changed in place: the others keep their order and marks,
-        and queues begin at their beginning again.
+        ``ids`` ascend and lie within ``state``, which is changed in place: the others keep their order and marks. The
+        cache may be full no longer, so queues begin at their beginning again, as :meth:`run` fills them.
         """
 
     def caches(self, capacity: int) -> Caches:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dsakv.compiled import compiled
-from dsakv.policies.base import Ints, Outcome, Policy, Records, State, close_up
+from dsakv.policies.base import Ints, Outcome, Policy, Records, State
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,7 @@ class Lru(Policy):
         return _run(state, capacity, records, outcome)
 
     def drop(self, state: State, capacity: int, row: int, ids: Ints) -> None:
-        state.table[row, ids] = 0
-        state.registers[row, 0] = close_up(state.queues[row, 0], 0, state.registers[row, 0], state.table[row])
+        state.table[row, ids] = 0  # a step takes no others from the stack than those that the table knows
 
 
 @compiled

@@ -3,29 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-TIERS = ("hbm", "local_pool", "remote_pool")
-
 Ints = NDArray[np.integer]
 Floats = NDArray[np.floating]
-
-
-@dataclass(frozen=True, slots=True)
-class FetchColumns:
-    """What reading the selected rows from one tier cost, a value a record; all arrays are ``[R]``."""
-
-    hit_blocks: Ints
-    bytes_read: Ints
-    """Payload bytes."""
-    read_ops: Ints
-    latency_us: Floats
-    """Latency of the one batch that read this record's rows; NaN where the tier was not used."""
-    batch_size: Ints
-    """Records that this batch read for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +39,14 @@ class TraceBatch:
     step_wall_us: Ints | None = None
     scores: Floats | None = None
     """[offsets[-1]] float32: index scores in the order of ``positions``."""
-    fetch: dict[str, FetchColumns] = field(default_factory=dict)
-    """By name of the tier; tiers that were not used are absent."""
+    found: NDArray[np.uint8] | None = None
+    """[offsets[-1]]: tier that held each position's block, as an index into ``TIERS``; None: all on the device."""
+    fetch_us: Floats | None = None
+    """[3, R] by tier: time of the one batch that read for this record; NaN where none did."""
+    fetch_batch: Ints | None = None
+    """[3, R] by tier: queries that this batch read for; 0 where none did."""
+    row_bytes: Ints | None = None
+    """[R]: bytes of the KV row of a token in a layer."""
 
     def __len__(self) -> int:
         return len(self.request_id)

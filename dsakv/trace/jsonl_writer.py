@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 import orjson
 
 from dsakv.config import TraceConfig
-from dsakv.request import Completion, Request
+from dsakv.request import TIERS, Completion, Request
 from dsakv.trace.batch import Floats, Ints, TraceBatch
+from dsakv.trace.fetch import FetchColumns
 from dsakv.trace.records import RATIO_BINS, Derived, PrefixFacts
 
 _LINE = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
@@ -19,14 +22,10 @@ def record_lines(
     batch: TraceBatch, derived: Derived, block_size: int, prefix: list[PrefixFacts], options: TraceConfig
 ) -> list[bytes]:
     """Each record of ``batch`` as a line; ``prefix`` [R] holds the facts of its request. Long lists come last."""
-    hbm = batch.fetch["hbm"]
     unique = derived.unique_blocks
     counts = np.diff(batch.offsets)
     first, last = batch.offsets.tolist(), derived.first_block.tolist()
     last.append(len(derived.block_ids))
-    unused: dict[str, Any] = {"hit_blocks": 0, "bytes_read": 0, "read_ops": 0, "latency_us": None, "batch_size": 0}
-    if options.store_block_ids:
-        unused["hit_block_ids"] = []
     if batch.scores is None:
         raise ValueError("a batch without scores cannot be written")
     scores = batch.scores
@@ -48,10 +47,7 @@ def record_lines(
         _list(counts / unique),
         _list(derived.tokens_p50),
         _list(derived.tokens_p95),
-        _list(hbm.bytes_read),
-        _list(hbm.read_ops),
-        _list(np.round(hbm.latency_us, 1)),
-        _list(hbm.batch_size),
+        zip(*(_fetched(derived.fetch.get(name), options.store_block_ids) for name in TIERS), strict=False),
         _list(derived.shared_bins / RATIO_BINS),
         _list(derived.shared_blocks),
         prefix,
@@ -75,21 +71,11 @@ def record_lines(
         tokens_mean,
         tokens_p50,
         tokens_p95,
-        bytes_read,
-        read_ops,
-        latency_us,
-        batch_size,
+        fetched,
         shared_ratio,
         shared_blocks,
         facts,
     ) in enumerate(columns):
-        hit: dict[str, Any] = {
-            "hit_blocks": unique_blocks,
-            "bytes_read": bytes_read,
-            "read_ops": read_ops,
-            "latency_us": latency_us,
-            "batch_size": batch_size,
-        }
         record: dict[str, Any] = {
             "event": "dsa_topk",
             "request_id": request_id,
@@ -107,7 +93,7 @@ def record_lines(
             "unique_blocks": unique_blocks,
             "touched_block_ratio": touched_ratio,
             "tokens_per_touched_block": {"mean": tokens_mean, "p50": tokens_p50, "p95": tokens_p95},
-            "kv_fetch": {"hbm": hit, "local_pool": unused, "remote_pool": unused},
+            "kv_fetch": dict(zip(TIERS, fetched, strict=True)),
             "prefix": {
                 "prefix_cache_hit": facts.prefix_cached_blocks > 0,
                 "prefix_cached_blocks": facts.prefix_cached_blocks,
@@ -119,13 +105,34 @@ def record_lines(
         if not options.store_scores:
             record["scores_stats"] = {"min": low[r], "mean": mean[r], "max": high[r]}
         if options.store_block_ids:
-            record["selected_block_ids"] = hit["hit_block_ids"] = derived.block_ids[last[r] : last[r + 1]]
+            record["selected_block_ids"] = derived.block_ids[last[r] : last[r + 1]]
         if options.store_token_pos:
             record["selected_token_pos"] = batch.positions[first[r] : first[r + 1]]
         if options.store_scores:
             record["scores_topk"] = scores[first[r] : first[r + 1]]
         lines.append(orjson.dumps(record, option=_LINE))
     return lines
+
+
+def _fetched(tier: FetchColumns | None, store_block_ids: bool) -> Iterator[dict[str, Any]]:
+    """What each record says of one tier; the same over and over of one that no record used."""
+    if tier is None:
+        unused: dict[str, Any] = {"hit_blocks": 0, "bytes_read": 0, "read_ops": 0, "latency_us": None, "batch_size": 0}
+        yield from repeat(unused | {"hit_block_ids": []} if store_block_ids else unused)
+        return
+    first = tier.first_block.tolist()
+    columns = (tier.hit_blocks, tier.bytes_read, tier.read_ops, tier.latency_us, tier.batch_size)
+    for r, (hits, size, ops, latency_us, queries) in enumerate(zip(*map(_list, columns), strict=True)):
+        found: dict[str, Any] = {
+            "hit_blocks": hits,
+            "bytes_read": size,
+            "read_ops": ops,
+            "latency_us": latency_us,  # NaN is written as null
+            "batch_size": queries,
+        }
+        if store_block_ids:
+            found["hit_block_ids"] = tier.block_ids[first[r] : first[r + 1]]
+        yield found
 
 
 def score_stats(scores: Floats, offsets: Ints) -> tuple[Floats, Floats, Floats]:
@@ -167,6 +174,8 @@ def request_line(
         "prefix_key": facts.prefix_key,
         "prefix_owners": facts.prefix_owners,
     }
+    if completion.kv_blocks:
+        line["kv_blocks"] = _runs(completion.kv_blocks)
     if score is not None:
         line["score"] = score
     line["needle_spans"] = request.needle_spans
@@ -178,6 +187,17 @@ def request_line(
         line["prompt_token_ids"] = request.prompt_token_ids
         line["completion_token_ids"] = completion.token_ids
     return orjson.dumps(line, option=_LINE)
+
+
+def _runs(blocks: list[int]) -> list[list[int]]:
+    """``[first, count]`` of each stretch of adjacent ascending ids."""
+    runs: list[list[int]] = []
+    for block in blocks:
+        if runs and sum(runs[-1]) == block:
+            runs[-1][1] += 1
+        else:
+            runs.append([block, 1])
+    return runs
 
 
 def _list(values: Any) -> list[Any]:

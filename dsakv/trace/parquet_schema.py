@@ -9,7 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from dsakv.config import TraceConfig
-from dsakv.trace.batch import TIERS, FetchColumns, TraceBatch
+from dsakv.request import TIERS
+from dsakv.trace.batch import TraceBatch
+from dsakv.trace.fetch import FetchColumns
 from dsakv.trace.jsonl_writer import score_stats
 from dsakv.trace.records import RATIO_BINS, Derived, PrefixFacts
 from dsakv.trace.schema import SCHEMA_VERSION
@@ -102,8 +104,6 @@ def to_arrow(
     rows, counts, unique = len(batch), np.diff(batch.offsets), derived.unique_blocks
     cached = np.array([facts.prefix_cached_blocks for facts in prefix])
     low, mean, high = score_stats(batch.scores, batch.offsets)
-    block_offsets = np.append(derived.first_block, len(derived.block_ids))
-    block_ids = (block_offsets, derived.block_ids)
     columns: dict[str, Any] = {
         "event": np.full(rows, "dsa_topk", dtype=object),
         "request_id": batch.request_id,
@@ -121,7 +121,7 @@ def to_arrow(
         "unique_blocks": unique,
         "touched_block_ratio": derived.touched_bins / RATIO_BINS,
         "tokens_per_touched_block": {"mean": counts / unique, "p50": derived.tokens_p50, "p95": derived.tokens_p95},
-        "kv_fetch": {tier: _fetched(batch.fetch.get(tier), unique, block_ids) for tier in TIERS},
+        "kv_fetch": {tier: _fetched(derived.fetch.get(tier), rows) for tier in TIERS},
         "prefix": {
             "prefix_cache_hit": cached > 0,
             "prefix_cached_blocks": cached,
@@ -130,7 +130,7 @@ def to_arrow(
             "intersection_blocks": derived.shared_blocks,
         },
         "scores_stats": {"min": low, "mean": mean, "max": high},
-        "selected_block_ids": block_ids,
+        "selected_block_ids": (np.append(derived.first_block, len(derived.block_ids)), derived.block_ids),
         "selected_token_pos": (batch.offsets, batch.positions),
         "scores_topk": (batch.offsets, batch.scores),
     }
@@ -138,20 +138,20 @@ def to_arrow(
     return pa.record_batch([_array(columns[field.name], field.type) for field in schema], schema=schema)
 
 
-def _fetched(tier: FetchColumns | None, unique: Any, block_ids: tuple[Any, Any]) -> dict[str, Any]:
-    """The facts of one tier; as long as one tier holds all blocks, those it hit are those touched."""
+def _fetched(tier: FetchColumns | None, rows: int) -> dict[str, Any]:
+    """The facts of one tier, None of one that no record used."""
     if tier is None:
-        none = np.zeros(len(unique), dtype=np.int64)
         names = ("hit_blocks", "bytes_read", "read_ops", "batch_size")
-        no_ids = (np.zeros(len(unique) + 1, dtype=np.int64), block_ids[1][:0])
-        return {**dict.fromkeys(names, none), "latency_us": np.full(len(unique), np.nan), "hit_block_ids": no_ids}
+        no_ids = (np.zeros(rows + 1, dtype=np.int64), np.zeros(0, dtype=np.int32))
+        none = np.zeros(rows, dtype=np.int64)
+        return {**dict.fromkeys(names, none), "latency_us": np.full(rows, np.nan), "hit_block_ids": no_ids}
     return {
-        "hit_blocks": unique,
+        "hit_blocks": tier.hit_blocks,
         "bytes_read": tier.bytes_read,
         "read_ops": tier.read_ops,
-        "latency_us": np.round(tier.latency_us, 1),
+        "latency_us": tier.latency_us,
         "batch_size": tier.batch_size,
-        "hit_block_ids": block_ids,
+        "hit_block_ids": (tier.first_block, tier.block_ids),
     }
 
 

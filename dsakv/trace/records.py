@@ -6,7 +6,7 @@ call over many records in place of many calls over one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsakv.errors import DsakvError
-from dsakv.request import Step, StepRecords
-from dsakv.trace.batch import FetchColumns, Ints, TraceBatch
+from dsakv.request import TIERS, Step, StepRecords
+from dsakv.trace.batch import Ints, TraceBatch
+from dsakv.trace.fetch import FetchColumns, fetch_columns
 
 RATIO_BINS = 1_000_000
 """Ratios are written as whole multiples of ``1 / RATIO_BINS``."""
@@ -58,6 +59,7 @@ class Derived:
     shared: NDArray[np.bool_]  # [T], blocks that lie in the cached prefix
     shared_blocks: Ints  # [R], how many they are
     shared_bins: Ints  # [R], their share of the touched blocks, in units of 1 / RATIO_BINS
+    fetch: Mapping[str, FetchColumns]  # by tier; absent ones were not used
 
 
 def nearest_rank(n: Ints, q: float) -> NDArray[np.int64]:
@@ -95,9 +97,6 @@ def to_batch(steps: Sequence[Step], seed: int, rate: float = 1.0, first_step: in
 
     ``first_step`` is added to the engine's step numbers, which begin anew in a resumed run.
 
-    ``fetch`` holds the device tier but for the blocks, which depend on the block size (:func:`derive`):
-    ``hit_blocks`` is 0.
-
     Raises:
         DsakvError: scores that are not finite, which JSON cannot hold.
     """
@@ -114,8 +113,8 @@ def to_batch(steps: Sequence[Step], seed: int, rate: float = 1.0, first_step: in
     def per_query(values: list[NDArray[Any]]) -> NDArray[Any]:  # [B] each -> [R]
         return np.repeat(np.concatenate(values), layers)
 
-    def per_layer(values: list[NDArray[Any]]) -> NDArray[Any]:  # [L, B] each -> [R]
-        return np.concatenate(values, axis=1).T.reshape(-1)
+    def per_tier(values: list[NDArray[Any]]) -> NDArray[Any]:  # [3, L, B] each -> [3, R]
+        return np.concatenate(values, axis=2).transpose(0, 2, 1).reshape(len(TIERS), -1)
 
     request_id = per_query([r.request_id[k] for _, r, k in kept])
     queries = [int(k.sum()) for _, _, k in kept]
@@ -130,7 +129,10 @@ def to_batch(steps: Sequence[Step], seed: int, rate: float = 1.0, first_step: in
             f"the index scores of request {request_id[bad]} in layer {layer_id[bad]} are not finite",
             "the model's numbers overflow: check the checkpoint, or run it with --dtype float32",
         )
-    row_bytes = np.repeat([r.row_bytes for _, r, _ in kept], [q * layers for q in queries])
+    found = None
+    if any(r.found is not None for _, r, _ in kept):
+        parts = [np.zeros_like(r.positions, dtype=np.uint8) if r.found is None else r.found for _, r, _ in kept]
+        found = np.concatenate([_ragged(part, r.counts, k) for part, (_, r, k) in zip(parts, kept, strict=True)])
     return TraceBatch(
         request_id=request_id,
         layer_id=layer_id,
@@ -144,15 +146,10 @@ def to_batch(steps: Sequence[Step], seed: int, rate: float = 1.0, first_step: in
         engine_step=per_query([first_step + s.index + r.step_offset[k] for s, r, k in kept]),
         step_wall_us=np.repeat([s.wall_us for s, _, _ in kept], [q * layers for q in queries]),
         scores=scores,
-        fetch={
-            "hbm": FetchColumns(
-                hit_blocks=np.zeros(len(counts), dtype=np.int64),
-                bytes_read=counts * row_bytes,
-                read_ops=counts,
-                latency_us=per_layer([r.gather_us[:, k] for _, r, k in kept]),
-                batch_size=per_layer([r.gather_batch[:, k] for _, r, k in kept]),
-            )
-        },
+        found=found,
+        fetch_us=per_tier([r.fetch_us[..., k] for _, r, k in kept]),
+        fetch_batch=per_tier([r.fetch_batch[..., k] for _, r, k in kept]),
+        row_bytes=np.repeat([r.row_bytes for _, r, _ in kept], [q * layers for q in queries]),
     )
 
 
@@ -174,7 +171,7 @@ def derive(batch: TraceBatch, block_size: int, prefix_blocks: Ints) -> Derived:
 
     Raises:
         ValueError: a record without positions, or with positions that are not ascending, unique and below its
-            ``seq_len``. The engine never selects these.
+            ``seq_len``, which the engine never selects; or as :func:`~dsakv.trace.fetch.fetch_columns`.
     """
     positions, offsets = batch.positions, batch.offsets
     counts = np.diff(offsets)
@@ -223,4 +220,5 @@ def derive(batch: TraceBatch, block_size: int, prefix_blocks: Ints) -> Derived:
         shared=shared,
         shared_blocks=shared_blocks,
         shared_bins=ratio_bins(shared_blocks, unique),
+        fetch=fetch_columns(batch, block_size, starts, first_block, record, block_ids),
     )

@@ -93,6 +93,7 @@ REQUEST_OPTIONAL: Fields = {
     "prefix_owners": (list,),
     "forced": (bool,),
     "cached_tokens": (int,),
+    "kv_blocks": (list,),
     "score": NUMBER,
     "prompt": (str, type(None)),
     "completion": (str, type(None)),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dsakv.config import Config, EngineConfig, TraceConfig
 from dsakv.errors import DsakvError
 from dsakv.prefix import PrefixIndex, prefix_key
-from dsakv.request import Completion, Request, Step, StepRecords
+from dsakv.request import TIERS, Completion, Request, Step, StepRecords
 from dsakv.trace.formats import read_records, shard_paths
 from dsakv.trace.records import PrefixFacts
 from dsakv.trace.run_dir import RunDir
@@ -109,7 +109,8 @@ def sample_prefix(requests: Sequence[Request]) -> dict[int, PrefixFacts]:
 def sample_steps(requests: Sequence[Request], prefill_tail: int = 0) -> Iterator[Step]:
     """The steps of an engine that admits a request as another one finishes.
 
-    Selections are drawn at random, the same ones for a request whichever others run beside it.
+    Selections are drawn at random, and in decode steps the tiers of their blocks: the same ones for a request
+    whichever others run beside it.
     """
     waiting = deque(requests)
     running: list[tuple[Request, int]] = []  # with the tokens that it has generated
@@ -139,14 +140,24 @@ def _records(queries: Sequence[tuple[Request, int]]) -> StepRecords:
     shape = (LAYERS, len(queries), int(counts.max()))
     positions: NDArray[np.int32] = np.zeros(shape, dtype=np.int32)  # [L, B, K]
     scores: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
-    gather_us: NDArray[np.float64] = np.zeros(shape[:2])
+    tiers: NDArray[np.uint8] = np.zeros((*shape[:2], int(seq_len.max()) // BLOCK_SIZE + 1), dtype=np.uint8)
+    fetch_us: NDArray[np.float64] = np.zeros((len(TIERS), *shape[:2]))
     for b, (request, step) in enumerate(queries):
         rng = np.random.default_rng([SEED, request.request_id, step & 0xFFFF])
-        gather_us[:, b] = rng.uniform(5, 50, LAYERS)
+        fetch_us[:, :, b] = rng.uniform(5, 50, fetch_us.shape[:2])
         for layer in range(LAYERS):
             positions[layer, b, : counts[b]] = np.sort(rng.choice(seq_len[b], counts[b], replace=False))
             scores[layer, b, : counts[b]] = rng.standard_normal(counts[b])
+            blocks = int(seq_len[b]) // BLOCK_SIZE + 1
+            tiers[layer, b, :blocks] = rng.choice(len(TIERS), blocks, p=(0.5, 0.3, 0.2))
     positions[-1] = positions[-2]  # the last layer shares the selection of the one before
+    found = None
+    used: NDArray[np.bool_] = np.array([True, False, False]).reshape(-1, 1, 1) & np.ones(shape[:2], dtype=bool)
+    if queries[0][1] >= 0:  # what a prefill has just computed is on the device
+        found = np.take_along_axis(tiers, positions // BLOCK_SIZE, axis=2)
+        valid = np.arange(shape[2]) < counts[:, None]  # [B, K]
+        used = np.array([((found == tier) & valid).any(axis=2) for tier in range(len(TIERS))])
+    fetch_us[~used] = np.nan
     return StepRecords(
         request_id=np.array([request.request_id for request, _ in queries]),
         step_idx=np.array([step for _, step in queries]),
@@ -156,14 +167,16 @@ def _records(queries: Sequence[tuple[Request, int]]) -> StepRecords:
         positions=positions,
         scores=scores,
         index_layer_id=np.array([*range(LAYERS - 1), LAYERS - 2], dtype=np.int32),
-        gather_us=gather_us,
-        gather_batch=np.full(shape[:2], len(queries)),
+        found=found,
+        fetch_us=fetch_us,
+        fetch_batch=used * used.sum(axis=2, keepdims=True),  # one batch of each tier reads for all queries of a layer
         row_bytes=ROW_BYTES,
     )
 
 
 def _completion(request: Request) -> Completion:
     new = request.max_new_tokens
+    first, blocks = 100 * request.request_id, -(-(len(request.prompt_token_ids) + new) // BLOCK_SIZE)
     return Completion(
         request_id=request.request_id,
         prompt_tokens=len(request.prompt_token_ids),
@@ -175,4 +188,5 @@ def _completion(request: Request) -> Completion:
         ttft_ms=2.5,
         tpot_ms=0.7 if new > 1 else None,
         latency_ms=2.5 + 0.7 * (new - 1),
+        kv_blocks=[first + i + (i > 1) for i in range(blocks)],  # in two stretches
     )

@@ -16,10 +16,10 @@ from typing import Any
 
 from dsakv.errors import InputError
 from dsakv.trace import schema
-from dsakv.trace.batch import TIERS
 from dsakv.trace.files import read_lines
 from dsakv.trace.formats import read_records, shard_paths
 from dsakv.trace.serving import serving
+from dsakv.trace.validate_tiers import TierChecks, check_kv_blocks
 
 
 @dataclass(slots=True)
@@ -59,7 +59,7 @@ class _Validator:
         self.options: dict[str, Any] = self.meta["trace"]
         self.block_size: int = self.meta["block_size_tokens"]
         self.requests: dict[int, dict[str, Any]] = {}
-        self.row_bytes: int | None = None
+        self.tiers = TierChecks(self._check, self.block_size, self.options["store_block_ids"])
         self.layers: list[int] | None = None
         self.totals: dict[str, Counter[Any]] = defaultdict(Counter)
         self.hot: dict[int, Counter[int]] = {}
@@ -73,6 +73,7 @@ class _Validator:
             hit = entry["prefix_cached_blocks"] > 0
             self._check("requests", entry["prefix_cache_hit"] is hit, place, "prefix_cache_hit")
             self._owners(place, entry)
+            check_kv_blocks(self._check, place, entry, self.block_size)
             self.requests[entry["request_id"]] = entry
         for shard in shard_paths(trace_dir):
             self._shard(shard)
@@ -148,7 +149,7 @@ class _Validator:
 
         schema.check(place, tokens, schema.TOKENS)
         schema.check(place, prefix, schema.PREFIX)
-        self._fetch(place, record)
+        self.tiers.record(place, record)
         equal("event", record["event"], "dsa_topk")
         equal("block_size_tokens", record["block_size_tokens"], self.block_size)
         equal("prefix_cache_hit", prefix["prefix_cache_hit"], cached > 0)
@@ -190,40 +191,13 @@ class _Validator:
         equal("intersection_ratio", prefix["intersection_ratio"], _binned(len(shared), len(per_block)))
         if self.options["store_block_ids"]:
             equal("selected_block_ids", record["selected_block_ids"], sorted(per_block))
+        self.tiers.rows(place, record, per_block)
         self.totals["unique_blocks"][len(per_block)] += 1
         self.totals["tokens_per_touched_block"].update(sizes)
         self.totals["offsets"].update(offsets)
         self.totals["touched_block_ratio"][touched] += 1
         self.totals["prefix_intersection_ratio"][prefix["intersection_ratio"]] += 1
         hot.update(shared)
-
-    def _fetch(self, place: str, record: dict[str, Any]) -> None:
-        """The tiers share the record's rows and blocks among them; one that was not used says so."""
-        tiers = record["kv_fetch"]
-        fields = {**schema.TIER, "hit_block_ids": (list,)} if self.options["store_block_ids"] else schema.TIER
-        self._check("kv_fetch", list(tiers) == list(TIERS), place, f"kv_fetch holds {list(tiers)}")
-        for name, tier in tiers.items():
-            where = f"{place}, {name}"
-            schema.check(where, tier, fields)
-            numbers = [tier[key] for key in ("hit_blocks", "bytes_read", "read_ops", "batch_size")]
-            if tier["read_ops"] == 0:
-                unused = not any(numbers) and tier["latency_us"] is None
-                self._check("kv_fetch", unused, where, "an unused tier has figures")
-                continue
-            used = min(numbers) > 0 and tier["latency_us"] is not None and tier["latency_us"] >= 0
-            self._check("kv_fetch", used, where, "a used tier lacks figures")
-            self.row_bytes = self.row_bytes or tier["bytes_read"] // tier["read_ops"]
-            same = tier["bytes_read"] == tier["read_ops"] * self.row_bytes
-            self._check("kv_fetch", same, where, f"bytes_read is not read_ops rows of {self.row_bytes} bytes")
-        rows = sum(tier["read_ops"] for tier in tiers.values())
-        self._check("kv_fetch", rows == record["unique_token_pos_count"], place, "read_ops are not the selected rows")
-        blocks = sum(tier["hit_blocks"] for tier in tiers.values())
-        self._check("kv_fetch", blocks == record["unique_blocks"], place, "hit_blocks are not the touched blocks")
-        if self.options["store_block_ids"]:
-            ids = sorted(block for tier in tiers.values() for block in tier["hit_block_ids"])
-            self._check(
-                "kv_fetch", ids == record["selected_block_ids"], place, "hit_block_ids are not the touched ones"
-            )
 
     def _scores(self, place: str, record: dict[str, Any], count: int) -> None:
         if self.options["store_scores"]:

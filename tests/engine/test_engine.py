@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 
@@ -103,9 +104,12 @@ def test_records_are_complete_and_causal(model: Model, prompts: list[list[int]])
             assert (valid >= 0).all()
             assert (valid < records.seq_len[b]).all()
             assert torch.from_numpy(records.scores[:, b, : records.counts[b]]).isfinite().all()
-        assert (records.gather_us > 0).all()
+        assert records.found is None
+        assert (records.fetch_us[0] > 0).all()
+        assert np.isnan(records.fetch_us[1:]).all()
+        assert not records.fetch_batch[1:].any()
         if step.kind == "decode":
-            assert (records.gather_batch == len(records.request_id)).all()
+            assert (records.fetch_batch[0] == len(records.request_id)).all()
     expected = {
         (i, s)
         for i, request in enumerate(requests)

@@ -171,7 +171,7 @@ def test_a_trace_holds_exactly_what_the_indexers_selected(
         assert max(record["selected_token_pos"]) < record["seq_len_current"]
         assert (record["index_layer_id"], record["engine_step"]) == (layer, index)
         assert record["kv_fetch"]["hbm"]["bytes_read"] == count * columns.row_bytes
-        assert record["kv_fetch"]["hbm"]["batch_size"] == columns.gather_batch[layer, b]
+        assert record["kv_fetch"]["hbm"]["batch_size"] == columns.fetch_batch[0, layer, b]
         scores = columns.scores[layer, b, :count]
         if "--trace-store-scores" in further:
             assert np.array_equal(np.array(record["scores_topk"], dtype=np.float32), scores)

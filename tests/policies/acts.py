@@ -25,12 +25,13 @@ class Act(NamedTuple):
 
 
 def acts(*rows: int, largest: int = 11) -> st.SearchStrategy[list[Act]]:
-    """Reads and drops of these caches, mixed; now and then everything is dropped."""
-    some = st.sets(st.integers(0, largest), max_size=8).map(sorted)
-    row = st.sampled_from(rows or (0,))
-    read = st.builds(Act, row, st.just(False), some)
-    drop = st.builds(Act, row, st.just(True), st.one_of(some, some, st.just([*range(largest + 1)])))
-    return st.lists(st.one_of(read, read, drop), max_size=40)
+    """Reads and drops of these caches, mixed; most are small, so that they meet queues in every state."""
+    row, block = st.sampled_from(rows or (0,)), st.integers(0, largest)
+    few, some = (st.sets(block, max_size=size).map(sorted) for size in (2, 8))
+    read = st.builds(Act, row, st.just(False), few | some)
+    drop = st.builds(Act, row, st.just(True), few | few | some | st.just([*range(largest + 1)]))
+    act = read | read | read | drop
+    return st.lists(act, max_size=8) | st.lists(act, min_size=20, max_size=60)  # left to itself it draws five or so
 
 
 def assert_agree(cache: Cache, oracle: Oracle, acts: list[Act]) -> None:

@@ -38,6 +38,18 @@ def test_it_decides_as_its_oracle(name: str, ids: list[list[int]], capacity: int
 
 
 @every_policy
+@pytest.mark.parametrize("capacity", [1, 2, 3, 4, 5, 6])
+def test_it_still_drops_as_its_oracle_after_a_long_life(name: str, capacity: int) -> None:
+    """Queues have gone round, holes have gathered, ghosts are many: what short histories seldom come to."""
+    draw = np.random.default_rng(capacity)
+    history = [
+        Act(0, draw.random() < 0.1, sorted({int(block) for block in draw.integers(0, 12, draw.integers(1, 4))}))
+        for _ in range(1500)
+    ]
+    assert_agree(POLICIES[name]().cache(capacity), ORACLES[name](capacity), history)
+
+
+@every_policy
 @given(acts=acts(), capacity=st.integers(1, 6))
 def test_it_drops_as_its_oracle(name: str, acts: list[Act], capacity: int) -> None:
     assert_agree(POLICIES[name]().cache(capacity), ORACLES[name](capacity), acts)

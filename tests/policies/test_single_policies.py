@@ -58,15 +58,23 @@ def test_sieve_leaves_survivors_in_place_and_clock_moves_on() -> None:
     assert run(Clock(), 3, *ids) == [[], [], [], [], [1], [2], [0]]
 
 
-def test_a_hand_whose_block_is_dropped_stands_at_the_next() -> None:
-    """The hand has cleared 0, evicted 1 and stands at 2. The next is 3 in SIEVE; in CLOCK 3 has taken the place of 1,
-    so 0 comes first."""
-    for policy, next_victims in ((Sieve(), [3, 4]), (Clock(), [0, 3])):
-        cache = policy.cache(3)
-        victims = [cache.step(np.array([block]))[1].tolist() for block in (0, 1, 2, 0, 3)]
-        assert victims == [[], [], [], [], [1]]
-        cache.drop(np.array([2]))
-        assert [cache.step(np.array([block]))[1].tolist() for block in (4, 5, 6)] == [[], *([v] for v in next_victims)]
+@pytest.mark.parametrize(
+    ("policy", "drop", "victims"),
+    [
+        (Sieve(), [2], [[], [3], [4]]),
+        (Clock(), [2], [[], [0], [3]]),  # 3 has taken the place of 1, and 0 comes after 2
+        (Sieve(), [2, 3], [[], [], [0]]),  # nothing newer is left: round again
+        (Clock(), [0, 2], [[], [], [3]]),
+    ],
+)
+def test_a_hand_whose_block_is_dropped_stands_at_the_next(
+    policy: Clock | Sieve, drop: list[int], victims: list[list[int]]
+) -> None:
+    cache = policy.cache(3)
+    before = [cache.step(np.array([block]))[1].tolist() for block in (0, 1, 2, 0, 3)]
+    assert before == [[], [], [], [], [1]], "it has cleared 0 and stands at 2"
+    cache.drop(np.array(drop))
+    assert [cache.step(np.array([block]))[1].tolist() for block in (4, 5, 6)] == victims
 
 
 def test_s3fifo_forgets_a_ghost_that_is_dropped() -> None:

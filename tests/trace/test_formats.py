@@ -204,7 +204,9 @@ def by_request(run: RunDir) -> dict[int, list[Any]]:
     found: dict[int, list[Any]] = defaultdict(list)
     for shard, own in records(run).items():
         for record in own:
-            del record["engine_step"], record["kv_fetch"]["hbm"]["batch_size"]
+            del record["engine_step"]
+            for tier in record["kv_fetch"].values():
+                del tier["batch_size"]
             found[record["request_id"]].append((shard, record))
     return found
 

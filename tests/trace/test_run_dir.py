@@ -40,7 +40,9 @@ def contents(run: RunDir) -> tuple[dict[int, list[Any]], dict[int, Any], Any]:
     records: dict[int, list[Any]] = defaultdict(list)
     for shard in run.trace_dir.glob("trace_steps_*.jsonl"):
         for record in lines(shard):
-            del record["engine_step"], record["kv_fetch"]["hbm"]["batch_size"]
+            del record["engine_step"]
+            for tier in record["kv_fetch"].values():
+                del tier["batch_size"]
             records[record["request_id"]].append((shard.name, record))
     log = lines(run.requests_path)
     summary = json.loads((run.trace_dir / "summary.json").read_text())

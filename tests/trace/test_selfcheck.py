@@ -3,14 +3,26 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
+from dsakv.config import TraceConfig
 from dsakv.errors import DsakvError, InputError
-from dsakv.trace.selfcheck import LAYERS, sample_requests, selfcheck
+from dsakv.trace.run_dir import RunDir
+from dsakv.trace.selfcheck import (
+    BLOCK_SIZE,
+    LAYERS,
+    ROW_BYTES,
+    sample_config,
+    sample_requests,
+    sample_steps,
+    selfcheck,
+    write_sample,
+)
 from dsakv.trace.validate import validate
 
 Record = dict[str, Any]
@@ -79,10 +91,6 @@ RECORD_EDITS = [
     (put("tokens_per_touched_block", "mean", value=0.5), "tokens_per_touched_block.mean"),
     (put("tokens_per_touched_block", "p50", value=99), "tokens_per_touched_block.p50"),
     (put("tokens_per_touched_block", "p95", value=99), "tokens_per_touched_block.p95"),
-    (put("kv_fetch", "hbm", "bytes_read", value=5), "bytes_read"),
-    (put("kv_fetch", "hbm", "latency_us", value=None), "a used tier lacks figures"),
-    (put("kv_fetch", "local_pool", "latency_us", value=1.0), "an unused tier has figures"),
-    (put("kv_fetch", "hbm", "hit_block_ids", value=[]), "hit_block_ids"),
     (put("prefix", "prefix_cache_hit", value=None), "prefix_cache_hit is None"),
     (put("prefix", "prefix_cached_blocks", value=1), "prefix_cache_hit is False, not True"),
     (put("prefix", "prefix_key", value="x"), "prefix_key"),
@@ -109,6 +117,96 @@ def test_a_changed_record_is_found(trace_dir: Path, edit: Callable[[Record], obj
     with pytest.raises(InputError, match=complaint) as error:
         validate(trace_dir)
     assert str(shard) in error.value.message
+
+
+def swap(record: Record) -> None:
+    """A block of the device for one of a pool, of which other rows were selected."""
+    hbm, pool = (record["kv_fetch"][name]["hit_block_ids"] for name in ("hbm", "remote_pool"))
+    rows = Counter(position // BLOCK_SIZE for position in record["selected_token_pos"])
+    a, b = next((a, b) for a in hbm for b in pool if rows[a] != rows[b])
+    hbm[:], pool[:] = sorted({*hbm, b} - {a}), sorted({*pool, a} - {b})
+
+
+def more(tier: str, figure: str, by: int = 1) -> Callable[[Record], object]:
+    def edit(record: Record) -> None:
+        record["kv_fetch"][tier][figure] += by
+
+    return edit
+
+
+def row_to_pool(record: Record) -> None:
+    """One row less on the device, its bytes too."""
+    hbm = record["kv_fetch"]["hbm"]
+    hbm["bytes_read"] -= hbm["bytes_read"] // hbm["read_ops"]
+    hbm["read_ops"] -= 1
+
+
+TIER_EDITS = [
+    (put("kv_fetch", "hbm", "bytes_read", value=5), "hbm: bytes_read is not"),
+    (put("kv_fetch", "hbm", "latency_us", value=None), "hbm: a used tier lacks figures"),
+    (put("kv_fetch", "remote_pool", "latency_us", value=None), "remote_pool: a used tier lacks figures"),
+    (put("kv_fetch", "local_pool", "batch_size", value=0), "local_pool: a used tier lacks figures"),
+    (put("kv_fetch", "local_pool", "latency_us", value=-1.0), "local_pool: a used tier lacks figures"),
+    (put("kv_fetch", "local_pool", "hit_blocks", value=0), "local_pool: an unused tier has figures"),
+    (put("kv_fetch", "local_pool", value=None), "local_pool: not an object"),
+    (lambda record: record["kv_fetch"].pop("local_pool"), "kv_fetch holds"),
+    (more("local_pool", "read_ops"), "local_pool: read_ops are not the blocks found"),
+    (more("local_pool", "bytes_read", -16), "local_pool: bytes_read is not"),
+    (more("hbm", "hit_blocks"), "hit_blocks are not the touched blocks"),
+    (row_to_pool, "read_ops of hbm are not the|rows cannot lie in"),
+    (put("kv_fetch", "hbm", "hit_block_ids", value=[]), "hbm: hit_block_ids are not hit_blocks"),
+    (lambda record: record["kv_fetch"]["hbm"]["hit_block_ids"].reverse(), "hbm: hit_block_ids are not ascending"),
+    (
+        lambda record: record["kv_fetch"]["hbm"].update(hit_block_ids=record["kv_fetch"]["hbm"]["hit_block_ids"][1:]),
+        "hbm: hit_block_ids are not hit_blocks",
+    ),
+    (
+        lambda record: record["kv_fetch"]["remote_pool"]["hit_block_ids"].__setitem__(-1, 99),
+        "hit_block_ids are not the touched ones",
+    ),
+    (swap, "read_ops of hbm are not the"),
+]
+
+
+def tiered_line(shard: Path, blocks: int = 2) -> int:
+    """The first record that found some blocks in every tier."""
+    records = map(json.loads, shard.read_text().splitlines())
+    return next(i for i, r in enumerate(records) if all(t["hit_blocks"] >= blocks for t in r["kv_fetch"].values()))
+
+
+@pytest.mark.parametrize(("edit", "complaint"), TIER_EDITS)
+def test_a_changed_tier_is_found(trace_dir: Path, edit: Callable[[Record], object], complaint: str) -> None:
+    shard = trace_dir / "trace_steps_2_4.jsonl"
+    line = tiered_line(shard)
+    change(shard, line, edit)
+    with pytest.raises(InputError, match=complaint) as error:
+        validate(trace_dir)
+    assert f"{shard}:{line + 1}" in error.value.message
+
+
+@pytest.mark.parametrize("positions", [True, False])
+@pytest.mark.parametrize("edit", [more("hbm", "read_ops", 40), more("hbm", "read_ops", -40), row_to_pool])
+def test_rows_that_cannot_lie_on_the_device_are_found(
+    tmp_path: Path, edit: Callable[[Record], object], positions: bool
+) -> None:
+    """Without block ids the rows of each tier are known up to a choice of blocks."""
+    options = TraceConfig(store_token_pos=positions)
+    run = RunDir.create(tmp_path / "run", "selfcheck", BLOCK_SIZE, sample_config(options))
+    requests = sample_requests()
+    write_sample(run, options, requests, sample_steps(requests))
+    shard = run.trace_dir / "trace_steps_0_4.jsonl"
+
+    def scaled(record: Record) -> None:
+        edit(record)
+        record["kv_fetch"]["hbm"]["bytes_read"] = record["kv_fetch"]["hbm"]["read_ops"] * ROW_BYTES
+
+    lines = [json.loads(line)["kv_fetch"] for line in shard.read_text().splitlines()]
+    whole = next(
+        i for i, tiers in enumerate(lines) if not tiers["local_pool"]["hit_blocks"] + tiers["remote_pool"]["hit_blocks"]
+    )
+    change(shard, whole, scaled)
+    with pytest.raises(InputError, match=r"selected rows cannot lie in|read_ops of hbm|lacks figures"):
+        validate(run.trace_dir)
 
 
 @pytest.mark.parametrize(
@@ -166,6 +264,12 @@ def test_a_changed_summary_is_found(trace_dir: Path, edit: Callable[[Record], ob
         (put("prompt_tokens", value=1), "seq_len_current"),
         (put("latency_ms", value="3"), "latency_ms is '3'"),
         (put("request_id", value=2), "listed twice"),
+        (put("kv_blocks", value=[[3, 0]]), "kv_blocks does not hold pairs"),
+        (put("kv_blocks", value=[[-1, 9]]), "kv_blocks does not hold pairs"),
+        (put("kv_blocks", value=[[1, 9, 2]]), "kv_blocks does not hold pairs"),
+        (put("kv_blocks", value=[["1", 9]]), "kv_blocks does not hold pairs"),
+        (put("kv_blocks", value=[[3, 4], [0, 4]]), "kv_blocks names a block twice"),
+        (put("kv_blocks", value=[]), "kv_blocks: 0 blocks do not hold"),
     ],
 )
 def test_a_changed_log_is_found(trace_dir: Path, edit: Callable[[Record], object], complaint: str) -> None:

@@ -119,7 +119,7 @@ def test_requests_jsonl(tmp_path: Path) -> None:
         needle_spans=((0, 2),),
         metadata={"task": "niah"},
     )
-    done = Completion(5, 3, [7], "stop", 0, 1.0, 2.0, 3.0, None, 4.0)
+    done = Completion(5, 3, [7], "stop", 0, 1.0, 2.0, 3.0, None, 4.0, kv_blocks=[4, 5, 6, 2, 1, 8, 9])
     run = new_run(tmp_path / "run", options)
     with writer(
         run, options, requests=[request], prefix={5: PREFIX[0]}, text=lambda c: f"<{c.token_ids}>", score=lambda c: 0.5
@@ -147,6 +147,7 @@ def test_requests_jsonl(tmp_path: Path) -> None:
             "prefix_cached_blocks": 0,
             "prefix_key": PREFIX[0].prefix_key,
             "prefix_owners": [],
+            "kv_blocks": [[4, 3], [2, 1], [1, 1], [8, 2]],
             "score": 0.5,
             "needle_spans": [[0, 2]],
             "metadata": {"task": "niah"},

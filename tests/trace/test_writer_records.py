@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dsakv.config import TraceConfig
 from dsakv.errors import DsakvError
-from dsakv.request import Step, StepRecords
+from dsakv.request import TIERS, Step, StepRecords
 from dsakv.trace.jsonl_writer import record_lines
 from dsakv.trace.records import PrefixFacts, derive, sampled, to_batch
 
@@ -39,14 +39,23 @@ def expected_record(
     offsets = [seq_len - 1 - p for p in positions]
     blocks = Counter(p // block_size for p in positions)
     shared = sum(block < facts.prefix_cached_blocks for block in blocks)
-    hit: dict[str, Any] = {
-        "hit_blocks": len(blocks),
-        "bytes_read": count * r.row_bytes,
-        "read_ops": count,
-        "latency_us": round(float(r.gather_us[layer, b]), 1),
-        "batch_size": int(r.gather_batch[layer, b]),
-    }
-    unused: dict[str, Any] = dict(UNUSED)
+    tiers = [0] * count if r.found is None else [int(tier) for tier in r.found[layer, b, :count]]
+    fetched: dict[str, dict[str, Any]] = {}
+    for i, name in enumerate(TIERS):
+        here = [p for p, tier in zip(positions, tiers, strict=True) if tier == i]
+        ids = sorted({p // block_size for p in here})
+        ops, op_bytes = (len(here), r.row_bytes) if name == "hbm" else (len(ids), block_size * r.row_bytes)
+        fetched[name] = dict(UNUSED)
+        if here:
+            fetched[name] = {
+                "hit_blocks": len(ids),
+                "bytes_read": ops * op_bytes,
+                "read_ops": ops,
+                "latency_us": float(np.round(r.fetch_us[i, layer, b], 1)),
+                "batch_size": int(r.fetch_batch[i, layer, b]),
+            }
+        if options.store_block_ids:
+            fetched[name]["hit_block_ids"] = ids
     record: dict[str, Any] = {
         "event": "dsa_topk",
         "request_id": int(r.request_id[b]),
@@ -68,7 +77,7 @@ def expected_record(
             "p50": nearest_rank([*blocks.values()], 0.5),
             "p95": nearest_rank([*blocks.values()], 0.95),
         },
-        "kv_fetch": {"hbm": hit, "local_pool": unused, "remote_pool": unused},
+        "kv_fetch": fetched,
         "prefix": {
             "prefix_cache_hit": facts.prefix_cached_blocks > 0,
             "prefix_cached_blocks": facts.prefix_cached_blocks,
@@ -80,8 +89,7 @@ def expected_record(
     if options.store_token_pos:
         record["selected_token_pos"] = positions
     if options.store_block_ids:
-        record["selected_block_ids"] = hit["hit_block_ids"] = sorted(blocks)
-        unused["hit_block_ids"] = []
+        record["selected_block_ids"] = sorted(blocks)
     if options.store_scores:
         record["scores_topk"] = scores
     else:
@@ -89,9 +97,15 @@ def expected_record(
     return record
 
 
+BLOCK_SIZES = [1, 3, 16, 64, 8192]
+
+
 @st.composite
-def some_steps(draw: st.DrawFn) -> list[Step]:
-    """Steps with rows of different length, padding in the surplus columns, and steps without records."""
+def some_steps(draw: st.DrawFn, block_size: int = 16) -> list[Step]:
+    """Steps with rows of different length, padding in the surplus columns, and steps without records.
+
+    Some find all blocks on the device, others any of them in any tier.
+    """
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     layers = draw(st.integers(1, 3))
     steps = []
@@ -107,6 +121,22 @@ def some_steps(draw: st.DrawFn) -> list[Step]:
         for layer in range(layers):
             for b in range(queries):
                 positions[layer, b, : counts[b]] = np.sort(rng.choice(seq_len[b], counts[b], replace=False))
+        found = None
+        if draw(st.booleans()):
+            found = rng.integers(0, 3, (layers, queries, columns)).astype(np.uint8)  # of padding anything
+            tiers = rng.choice(
+                draw(st.sampled_from([[0, 1, 2], [1, 2], [2]])), (layers, queries, 5001 // block_size + 1)
+            )
+            for layer in range(layers):
+                for b in range(queries):
+                    found[layer, b, : counts[b]] = tiers[layer, b, positions[layer, b, : counts[b]] // block_size]
+        fetch_us = rng.uniform(0, 1000, (3, layers, queries))
+        fetch_batch = rng.integers(1, 9, (3, layers, queries))
+        for layer in range(layers):
+            for b in range(queries):
+                seen = {0} if found is None else {*found[layer, b, : counts[b]].tolist()}
+                for tier in {1, 2} - seen:  # the device reads for every query, whatever it held
+                    fetch_us[tier, layer, b], fetch_batch[tier, layer, b] = np.nan, 0
         records = StepRecords(
             request_id=rng.permutation(queries),
             step_idx=rng.integers(-2, 100, queries),
@@ -116,8 +146,9 @@ def some_steps(draw: st.DrawFn) -> list[Step]:
             positions=positions,
             scores=rng.standard_normal(positions.shape).astype(np.float32),
             index_layer_id=np.zeros(layers, dtype=np.int32),
-            gather_us=rng.uniform(0, 1000, positions.shape[:2]),
-            gather_batch=rng.integers(1, 9, positions.shape[:2]),
+            found=found,
+            fetch_us=fetch_us,
+            fetch_batch=fetch_batch,
             row_bytes=int(rng.integers(1, 2000)),
         )
         steps.append(Step(index, "decode", 10 * index, [], 0, [], records))
@@ -125,16 +156,16 @@ def some_steps(draw: st.DrawFn) -> list[Step]:
 
 
 @given(
-    steps=some_steps(),
-    block_size=st.sampled_from([1, 3, 16, 64, 8192]),
+    steps_of=st.sampled_from(BLOCK_SIZES).flatmap(lambda size: st.tuples(some_steps(size), st.just(size))),
     prefix=st.lists(st.integers(0, 40), min_size=3, max_size=3),
     options=st.builds(
         TraceConfig, store_token_pos=st.booleans(), store_scores=st.booleans(), store_block_ids=st.booleans()
     ),
 )
 def test_lines_are_what_a_plain_computation_gives(
-    steps: list[Step], block_size: int, prefix: list[int], options: TraceConfig
+    steps_of: tuple[list[Step], int], prefix: list[int], options: TraceConfig
 ) -> None:
+    steps, block_size = steps_of
     facts = [PrefixFacts(f"key{i}", blocks) for i, blocks in enumerate(prefix)]
     expected = [
         expected_record(step, b, layer, block_size, facts[step.records.request_id[b]], options)
@@ -209,8 +240,9 @@ def one_record(**changes: Any) -> Step:
         positions=np.array([[[0, 5, 8]]], dtype=np.int32),
         scores=np.array([[[1.0, 2.0, 0.5]]], dtype=np.float32),
         index_layer_id=np.array([0], dtype=np.int32),
-        gather_us=np.array([[3.0]]),
-        gather_batch=np.array([[1]]),
+        found=None,
+        fetch_us=np.array([[[3.0]], [[np.nan]], [[np.nan]]]),
+        fetch_batch=np.array([[[1]], [[0]], [[0]]]),
         row_bytes=8,
     )
     return Step(0, "decode", 1, [], 0, [], replace(records, **changes))
@@ -222,6 +254,28 @@ def test_impossible_positions_are_refused(positions: list[int]) -> None:
     assert batch is not None
     with pytest.raises(ValueError, match="request 4, layer 0, step 2: selected positions are not ascending"):
         derive(batch, 4, np.array([0]))
+
+
+@pytest.mark.parametrize(
+    ("found", "complaint"),
+    [
+        ([0, 0, 1], "request 4, layer 0, step 2: blocks were found in local_pool, but no batch read them"),
+        ([0, 0, 3], "several tiers at once, or in an unknown one"),
+        ([0, 255, 255], "several tiers at once, or in an unknown one"),
+    ],
+)
+def test_tiers_that_contradict_the_reads_are_refused(found: list[int], complaint: str) -> None:
+    batch = to_batch([one_record(found=np.array([[found]], dtype=np.uint8))], seed=0)
+    assert batch is not None
+    with pytest.raises(ValueError, match=complaint):
+        derive(batch, 4, np.array([0]))
+
+
+def test_a_block_in_two_tiers_is_refused() -> None:
+    batch = to_batch([one_record(found=np.array([[[0, 0, 1]]], dtype=np.uint8))], seed=0)
+    assert batch is not None
+    with pytest.raises(ValueError, match="several tiers at once"):
+        derive(batch, 9, np.array([0]))
 
 
 def test_an_empty_selection_is_refused() -> None:
