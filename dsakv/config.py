@@ -93,6 +93,56 @@ class EngineConfig(Section, frozen=True):
     prefill_chunk: Annotated[int, key("Prompt tokens prefilled in one step.", ge=1)] = 512
 
 
+class KvConfig(Section, frozen=True):
+    hot_capacity: Annotated[
+        Text | None,
+        key(
+            "KV that the device keeps: blocks of each layer (256), a share of all (0.25) or bytes (512MiB). The rest "
+            "lives in host memory or in --kv-remote. Default: everything stays on the device.",
+            flag="--kv-hot-capacity",
+        ),
+    ] = None
+    policy: Annotated[
+        Literal["lru", "fifo", "lfu", "clock", "sieve", "s3fifo", "sink_recent"],
+        key("Eviction policy: lru, fifo, lfu, clock, sieve, s3fifo or sink_recent.", flag="--kv-policy"),
+    ] = "lru"
+    scope: Annotated[
+        Literal["layer", "shared"],
+        key("Whether each layer has its own part of the capacity, or all layers share it.", flag="--kv-scope"),
+    ] = "layer"
+    local: Annotated[
+        Text | None,
+        key(
+            "Host memory for KV, a size as above. Default: all that is needed, or with --kv-remote none; with it, host "
+            "memory keeps copies of what was read from there.",
+            flag="--kv-local",
+        ),
+    ] = None
+    remote: Annotated[
+        Text | None,
+        key(
+            "Remote pool for KV: redis://HOST:PORT/DB (Redis, Valkey), rediss:// (TLS), or file:///FOLDER.",
+            flag="--kv-remote",
+        ),
+    ] = None
+    write: Annotated[
+        Literal["through", "back"],
+        key("Write a block to its home once it is full, or when it leaves the device.", flag="--kv-write"),
+    ] = "through"
+    start: Annotated[
+        Literal["cold", "warm"],
+        key(
+            "Whether decode begins with no block of the prompt on the device, as after a prefill on another machine, "
+            "or with as many as its policy keeps.",
+            flag="--kv-start",
+        ),
+    ] = "cold"
+    timeout: Annotated[
+        float,
+        key("Seconds that a remote pool may take to connect or to answer.", flag="--kv-timeout", gt=0.0, le=3600.0),
+    ] = 5.0
+
+
 class TraceConfig(Section, frozen=True):
     enable: Annotated[
         bool,
@@ -455,6 +505,7 @@ class Config(Section, frozen=True):
     model: ModelConfig = ModelConfig()
     launch: LaunchConfig = LaunchConfig()
     engine: EngineConfig = EngineConfig()
+    kv: KvConfig = KvConfig()
     trace: TraceConfig = TraceConfig()
     workload: WorkloadConfig = WorkloadConfig()
     serving: ServingConfig = ServingConfig()
@@ -470,12 +521,16 @@ class Config(Section, frozen=True):
     convert: ConvertConfig = ConvertConfig()
 
 
+_RUNS = ("model", "launch", "engine", "kv", "trace")
 _TRACED = ("ruler", "longbenchv2", "sharegpt", "burstgpt", "mooncake", "file")
 
 SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "generate": ("model", "launch", "engine", "trace", "generate"),
-        **{f"trace {name}": ("model", "launch", "engine", "trace", "workload", "serving", name) for name in _TRACED},
+        "generate": (*_RUNS, "generate"),
+        **{
+            f"trace {name}": ("model", "launch", "engine", "kv", "trace", "workload", "serving", name)
+            for name in _TRACED
+        },
         "trace selfcheck": ("engine", "trace"),
         "analyze": ("analyze",),
         "convert": ("convert",),

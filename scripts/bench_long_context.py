@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from dsakv.kernels import reference
 from dsakv.kernels.contract import Kernels
-from dsakv.kv.paged import BlockTable, PagedCache
+from dsakv.kv.paged import PagedCache
+from dsakv.kv.step import BlockTable, Span
 from dsakv.models.contracts import Selection
 from dsakv.models.deepseek_v32 import DeepseekV32
 from dsakv.models.deepseek_v32_shape import parse_shape
@@ -79,7 +80,7 @@ def random_cache(model: DeepseekV32, tokens: int) -> PagedCache:
         device=CPU,
     )
     generator = torch.Generator().manual_seed(1)
-    for pool in (cache.rows, cache.index_rows):
+    for pool in (cache.resident.rows, cache.index_rows):
         for part in pool.view(-1).split(1 << 22):
             part.copy_(torch.randn(len(part), generator=generator))
     return cache
@@ -87,14 +88,14 @@ def random_cache(model: DeepseekV32, tokens: int) -> PagedCache:
 
 def scattered(cache: PagedCache) -> BlockTable:
     """Blocks in two runs, so that index keys have to be put together."""
-    n = cache.rows.shape[1] // BLOCK
+    n = cache.resident.rows.shape[1] // BLOCK
     return BlockTable([*range(n // 2, n), *range(n // 2)], CPU)
 
 
 @torch.inference_mode()
 def step(model: DeepseekV32, cache: PagedCache, table: BlockTable, start: int, length: int) -> list[Selection]:
     """Run ``length`` tokens from position ``start`` on; the layers' selections."""
-    bound = cache.bind([table], [start], [length])
+    bound = cache.bind([Span(table, start, length)], decode=False)
     hidden = model.embed(torch.arange(length) % model.vocab_size)
     rope, selections = model.rope(bound.positions), []
     for i, layer in enumerate(model.layers):
@@ -187,7 +188,7 @@ def main() -> None:
     model = random_model(shape)
     cache = random_cache(model, context + options.decode)
     table = scattered(cache)
-    weights, kv = total_bytes(model.parameters()), total_bytes([cache.rows, cache.index_rows])
+    weights, kv = total_bytes(model.parameters()), total_bytes([cache.resident.rows, cache.index_rows])
     print(f"program {base / MB:,.0f} MB, weights {weights / MB:,.0f} MB, cache of {context:,} tokens {kv / MB:,.0f} MB")
     decoded = [measured(partial(step, model, cache, table, context + i, 1)) for i in range(options.decode)]
     prefilled = measured(partial(step, model, cache, table, context - chunk, chunk))

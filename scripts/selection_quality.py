@@ -16,7 +16,8 @@ from torch import Tensor
 
 from dsakv.errors import InputError
 from dsakv.kernels import reference
-from dsakv.kv.paged import BlockTable, PagedCache, StepCache
+from dsakv.kv.paged import PagedCache, StepCache
+from dsakv.kv.step import BlockTable, Span
 from dsakv.models.contracts import Turn
 from dsakv.models.indexer import Indexer
 from dsakv.models.llama import DecoderLayer, Learned, Llama, Oracle, Recent, Selecting
@@ -180,7 +181,7 @@ def _one_step(model: Llama, length: int) -> StepCache:
     """The cache of a single layer at a time: what one has read no other needs."""
     numbers: dict[str, Any] = {"row_dim": model.kv_row_dim, "index_dim": model.index_key_dim, "dtype": model.dtype}
     cache = PagedCache(n_layers=1, n_blocks=1, block_size=length, device=model.device, **numbers)
-    return cache.bind([BlockTable([0], model.device)], [0], [length])
+    return cache.bind([Span(BlockTable([0], model.device), 0, length)], decode=False)
 
 
 def step_jaccard(chosen: Tensor, length: int, block: int) -> float:

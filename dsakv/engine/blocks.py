@@ -60,18 +60,23 @@ class BlockManager:
             self._published[prefix] = block
             self._hash_of[block] = prefix
 
-    def release(self, blocks: list[int]) -> None:
-        """Let go of a sequence's blocks. Its last ones are evicted before its first ones, which more prompts share."""
-        blank = []
+    def release(self, blocks: list[int]) -> tuple[list[int], list[int]]:
+        """Let go of a sequence's blocks. Its last ones are evicted before its first ones, which more prompts share.
+
+        Returns those that nobody holds any more: without content, and published.
+        """
+        blank, idle = [], []
         for block in reversed(blocks):
             self._holders[block] -= 1
             if self._holders[block]:
                 continue
             if block in self._hash_of:
                 self._idle[block] = None
+                idle.append(block)
             else:
                 blank.append(block)
         self._blank = sorted(self._blank + blank)
+        return blank, idle
 
     def _take_blank(self, count: int) -> list[int]:
         """The first ``count`` adjacent blank blocks, or else the lowest: adjacent ones are read in place."""

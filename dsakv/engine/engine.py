@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import torch
 
@@ -24,6 +25,8 @@ from dsakv.engine.sampling import sample
 from dsakv.engine.scheduler import Clients, Scheduler, blocks_needed
 from dsakv.engine.sequence import Sequence
 from dsakv.errors import DsakvError, InputError
+from dsakv.kv.formats import row_format
+from dsakv.kv.options import Tiers
 from dsakv.kv.paged import PagedCache
 from dsakv.models.contracts import Model
 from dsakv.request import Request, Step
@@ -56,8 +59,8 @@ class Engine:
             for _ in self._start(requests, VirtualClock()):
                 pass
 
-    def check(self, requests: Iterable[Request]) -> None:
-        """Raise InputError for a request that the model cannot hold."""
+    def check(self, requests: list[Request]) -> None:
+        """Raise InputError for a request that the model cannot hold, or for tiers that cannot hold them all."""
         for request in requests:
             ids, name = request.prompt_token_ids, request.source_id or request.request_id
             total = len(ids) + request.max_new_tokens
@@ -82,6 +85,18 @@ class Engine:
                     f"the KV cache has {self.options.kv_blocks}",
                     "raise --kv-blocks, or shorten the prompt",
                 )
+        if requests:
+            self.tiers(requests)
+
+    def tiers(self, requests: Iterable[Request]) -> Tiers | None:
+        """What tiers ``run`` would have for these requests; None where all KV is on the device. Raises InputError
+        where they would be too small.
+        """
+        if self.options.tiers is None:
+            return None
+        model, block_size = self.model, self.options.block_size
+        row_bytes = row_format(model.kv_row_dim, model.dtype, model.kv_fp8).row_bytes
+        return self.options.tiers.resolve(self._n_blocks(requests), block_size * row_bytes, len(model.layers))
 
     def run(self, requests: Iterable[Request], clock: Clock | None = None) -> Iterator[Step]:
         """The steps that complete ``requests``, each admitted after its arrival and in that order.
@@ -97,10 +112,7 @@ class Engine:
         return self._start(self.world.share(waiting), clock or VirtualClock())
 
     def _start(self, waiting: list[Request], clock: Clock) -> Iterator[Step]:
-        options = self.options
-        needs = [blocks_needed(request, options.block_size) for request in waiting]
-        at_once = needs if options.prefix_cache else heapq.nlargest(options.batch_size, needs)
-        n_blocks = options.kv_blocks or sum(at_once)
+        options, n_blocks = self.options, self._n_blocks(waiting)
         cache = PagedCache(
             n_layers=len(self.model.layers),
             n_blocks=n_blocks,
@@ -110,6 +122,8 @@ class Engine:
             dtype=self.model.dtype,
             device=self.model.device,
             fp8=self.model.kv_fp8,
+            tiers=options.tiers,
+            seats=min(options.batch_size, len(waiting)),
         )
         if self.world.size > 1:
             clock = SharedClock(clock, self.world)
@@ -118,8 +132,22 @@ class Engine:
         clock.pause()
         return self._serve(scheduler, cache, clock)
 
+    def _n_blocks(self, requests: Iterable[Request]) -> int:
+        """Blocks of the KV cache for these requests."""
+        options = self.options
+        needs = [blocks_needed(request, options.block_size) for request in requests]
+        at_once = needs if options.prefix_cache else heapq.nlargest(options.batch_size, needs)
+        return options.kv_blocks or sum(at_once)
+
     def _serve(self, scheduler: Scheduler, cache: PagedCache, clock: Clock) -> Iterator[Step]:
         self._running = True
+        try:
+            yield from self._steps_of(scheduler, cache, clock)
+        finally:
+            cache.close()
+        self._running = False
+
+    def _steps_of(self, scheduler: Scheduler, cache: PagedCache, clock: Clock) -> Iterator[Step]:
         clock.resume()
         while not scheduler.done:
             if (arrival := scheduler.idle_until) is not None:
@@ -132,11 +160,11 @@ class Engine:
                     f"{self.model.device} ran out of memory in a step of {len(planned)} sequences",
                     "lower --prefill-chunk or --batch-size",
                 ) from error
-            scheduler.retire(finished, clock.now())
+            blank, idle = scheduler.retire(finished, clock.now())
+            cache.retire([sequence.table for sequence in finished], blank + idle, idle)
             clock.pause()
-            yield step
+            yield replace(step, traffic=cache.traffic())
             clock.resume()
-        self._running = False
 
     @torch.inference_mode()
     def _step(
@@ -145,16 +173,15 @@ class Engine:
         """One forward pass over so many next tokens of each of these sequences; also returns which are finished."""
         begin = self._time(clock)
         batch = [sequence for sequence, _ in planned]
-        lengths = [length for _, length in planned]
         prefilling = batch[0].prefilling
-        starts = [sequence.computed for sequence in batch]
         for sequence in batch:
             sequence.begin(begin)
-        bound = cache.bind([sequence.table for sequence in batch], starts, lengths)
+        spans = [sequence.span(length) for sequence, length in planned]
+        bound = cache.bind(spans, decode=not prefilling)
         tokens = [
             token
-            for sequence, start, length in zip(batch, starts, lengths, strict=True)
-            for token in sequence.token_ids[start : start + length]
+            for sequence, length in planned
+            for token in sequence.token_ids[sequence.computed : sequence.computed + length]
         ]
         hidden = self.model.embed(torch.tensor(tokens, device=self.model.device))  # [T, dim]
         rope = self.model.rope(bound.positions)
@@ -162,10 +189,10 @@ class Engine:
         recorder = Recorder(batch, bound.segments, tail) if self.options.record else None
         selection = None
         for i, layer in enumerate(self.model.layers):
-            output = layer(hidden, rope, bound.positions, bound.layer(i), selection)
-            hidden, selection = output.hidden, output.selection
+            view = bound.layer(i)
+            hidden, selection = layer(hidden, rope, bound.positions, view, selection)
             if recorder:
-                recorder.add(output)
+                recorder.add(selection, view)
         ready = [  # those that have computed all they were given, and the row of their last token
             (sequence, segment.rows.stop - 1)
             for sequence, segment in zip(batch, bound.segments, strict=True)
@@ -173,7 +200,7 @@ class Engine:
         ]
         new_tokens = self._sample(ready, hidden)
         now = self._time(clock)
-        for sequence, length in zip(batch, lengths, strict=True):
+        for sequence, length in planned:
             sequence.advance(length, now)
 
         finished, completions = [], []

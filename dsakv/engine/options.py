@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from dsakv.kv.options import TierOptions
+
 
 @dataclass(frozen=True)
 class EngineOptions:
@@ -25,6 +27,8 @@ class EngineOptions:
     kv_blocks: int = 0
     """Blocks of the KV cache. 0 is what ``batch_size`` of the longest requests need, with ``prefix_cache`` what all
     requests together fill."""
+    tiers: TierOptions | None = None
+    """Where KV lives that the device does not keep; None keeps all of it there."""
     record: bool = False
     """Whether steps carry what the layers selected."""
     record_prefill_tail: int = 0

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dsakv.engine.sequence import Sequence
-from dsakv.models.contracts import Fetch, LayerOutput, Model, Segment
+from dsakv.kv.paged import LayerView
+from dsakv.kv.step import Read
+from dsakv.models.contracts import Model, Segment, Selection
 from dsakv.request import TIERS, StepRecords
 
 
@@ -34,22 +37,25 @@ class Recorder:
         self._rows = self._queries[:, 1].tolist()
         self._positions: list[Tensor] = []  # [B, K] each
         self._scores: list[Tensor] = []
-        self._fetches: list[list[Fetch]] = []
+        self._found: list[Tensor] = []  # [B, K] each, where not everything is on the device
+        self._reads: list[list[Read]] = []
 
     @property
     def decode_steps(self) -> int:
         """Steps that decoding would have taken for what is read here at once; at least the one that it is."""
         return 1 + int(self._queries[:, 0].max(initial=0))
 
-    def add(self, output: LayerOutput) -> None:
+    def add(self, selection: Selection | None, view: LayerView) -> None:
         """Take in the next layer."""
         if not self._rows:
             return
-        assert output.selection is not None, "a model whose layers are dense has nothing to record"
-        rows = torch.tensor(self._rows, device=output.hidden.device)
-        self._positions.append(output.selection.positions[rows].int())
-        self._scores.append(output.selection.scores[rows])
-        self._fetches.append(output.fetches)
+        assert selection is not None, "a model whose layers are dense has nothing to record"
+        rows = torch.tensor(self._rows, device=selection.positions.device)
+        self._positions.append(selection.positions[rows].int())
+        self._scores.append(selection.scores[rows])
+        if (found := view.found(rows)) is not None:
+            self._found.append(found)
+        self._reads.append(view.reads)
 
     def records(self, model: Model, row_bytes: int) -> StepRecords | None:
         """The records of all layers; None where the step holds no query to record."""
@@ -57,14 +63,8 @@ class Recorder:
             return None
         positions, scores = torch.stack(self._positions), torch.stack(self._scores)  # [L, B, K]
         host = torch.stack((positions, scores.view(torch.int32))).cpu().numpy()  # [2, L, B, K]
-        fetch_us = np.full((len(TIERS), len(self._fetches), len(self._rows)), np.nan)
-        fetch_batch = np.zeros(fetch_us.shape, dtype=np.int64)
-        for i, fetches in enumerate(self._fetches):
-            for fetch in fetches:
-                inside = [b for b, row in enumerate(self._rows) if fetch.rows.start <= row < fetch.rows.stop]
-                if inside:
-                    fetch_us[0, i, inside] = fetch.begin.us_until(fetch.end)
-                    fetch_batch[0, i, inside] = fetch.rows.stop - fetch.rows.start
+        found = torch.stack(self._found).cpu().numpy() if self._found else None  # [L, B, K]
+        fetch_us, fetch_batch = self._costs(found)
         offset, _, request_id, step_idx, lengths = self._queries.T
         return StepRecords(
             request_id=request_id,
@@ -75,8 +75,23 @@ class Recorder:
             positions=host[0],
             scores=host[1].view(np.float32),
             index_layer_id=np.array(model.index_layer_ids, dtype=np.int32),
-            found=None,
+            found=found,
             fetch_us=fetch_us,
             fetch_batch=fetch_batch,
             row_bytes=row_bytes,
         )
+
+    def _costs(self, found: NDArray[np.uint8] | None) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """What the batch of each tier took that read for a query, and for how many it read: ``[3, L, B]`` each."""
+        us = np.full((len(TIERS), len(self._reads), len(self._rows)), np.nan)
+        batch = np.zeros(us.shape, dtype=np.int64)
+        rows = np.array(self._rows)
+        for layer, reads in enumerate(self._reads):
+            for read in reads:
+                served = (rows >= read.rows.start) & (rows < read.rows.stop)
+                if found is not None:
+                    served &= (found[layer] == read.tier).any(axis=1)
+                if served.any():
+                    us[read.tier, layer, served] = read.begin.us_until(read.end)
+                    batch[read.tier, layer, served] = read.rows.stop - read.rows.start
+        return us, batch

@@ -10,7 +10,7 @@ import torch
 from dsakv.engine.blocks import BlockManager, blocks_for
 from dsakv.engine.options import EngineOptions
 from dsakv.engine.sequence import Sequence
-from dsakv.kv.paged import BlockTable
+from dsakv.kv.step import BlockTable
 from dsakv.request import Request
 
 Sent = tuple[Request, float]
@@ -96,12 +96,16 @@ class Scheduler:
                 self._publish(sequence, 1)
         return planned
 
-    def retire(self, finished: Collection[Sequence], now: float) -> None:
-        """Let sequences go that are finished."""
+    def retire(self, finished: Collection[Sequence], now: float) -> tuple[list[int], list[int]]:
+        """Let sequences go that are finished; as :meth:`BlockManager.release`."""
+        blank: list[int] = []
+        idle: list[int] = []
         for sequence in finished:
-            self._manager.release(sequence.table.blocks)
+            for found, released in zip((blank, idle), self._manager.release(sequence.table.blocks), strict=True):
+                found += released
         self.running = [sequence for sequence in self.running if sequence not in finished]
         self._clients.finished(len(finished), now)
+        return blank, idle
 
     def _prefilling(self) -> Iterator[Sequence]:
         """Sequences with prompt tokens to compute; one more is admitted whenever one more is asked for."""

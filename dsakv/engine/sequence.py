@@ -6,7 +6,7 @@ import hashlib
 
 import torch
 
-from dsakv.kv.paged import BlockTable
+from dsakv.kv.step import BlockTable, Span
 from dsakv.prefix import chained_hash
 from dsakv.request import Completion, Request
 
@@ -57,6 +57,11 @@ class Sequence:
             self._hashes.append(chained_hash(parent, self.token_ids[begin : begin + block_size]))
         return self._hashes[:blocks]
 
+    def span(self, length: int) -> Span:
+        """The next ``length`` tokens to compute."""
+        begins = self.prompt_tokens if not self.forced and self.computed == self.prompt_tokens else 0
+        return Span(self.table, self.computed, length, begins)
+
     def begin(self, now: float) -> None:
         """Note when the prefill starts; called before every step that the sequence is part of."""
         if self.started is None:
@@ -85,6 +90,7 @@ class Sequence:
             ttft_ms=(first_token - self.arrival) * 1e3,
             tpot_ms=(now - first_token) * 1e3 / decode_steps if decode_steps and not self.forced else None,
             latency_ms=(now - self.arrival) * 1e3,
+            kv_blocks=self.table.blocks,
         )
 
 

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import orjson
@@ -19,6 +20,7 @@ from dsakv.jobs.loaded import LoadedModel
 from dsakv.jobs.prompts import read_prompts, to_requests
 from dsakv.jobs.ranks import load_together
 from dsakv.jobs.run import PrefixLog, announce, how_to_analyze, inputs, make_engine
+from dsakv.kv.options import Tiers
 from dsakv.request import Completion, Request, Step
 from dsakv.settings import resolved_json
 from dsakv.tokenizer import StreamDecoder
@@ -52,7 +54,8 @@ def generate(config: Config, console: Console, world: World = ALONE) -> None:
     engine = make_engine(config, loaded, world, record=config.trace.enable)
     requests = to_requests(prompts, config, loaded)
     engine.check(requests)
-    with _tape(config, loaded, world, console, inputs(len(requests))) as tape:
+    tiers = None if given.interactive else engine.tiers(requests)
+    with _tape(config, loaded, tiers, world, console, inputs(len(requests))) as tape:
         if given.interactive:
             _chat(engine, config, loaded, console, tape)
         elif given.json:
@@ -82,7 +85,7 @@ class _Tape:
 
 @contextmanager
 def _tape(
-    config: Config, loaded: LoadedModel, world: World, console: Console, counts: dict[str, Any]
+    config: Config, loaded: LoadedModel, tiers: Tiers | None, world: World, console: Console, counts: dict[str, Any]
 ) -> Iterator[_Tape]:
     log = PrefixLog(config.engine.kv_block_size, config.trace.prefix_key_tokens)
     if not config.trace.enable:
@@ -95,6 +98,7 @@ def _tape(
         seed=config.engine.seed,
         options=config.trace,
         inputs=counts,
+        kv_tiers=None if tiers is None else asdict(tiers),
         world_size=world.size,
     )
 

@@ -6,15 +6,17 @@ import shlex
 from collections.abc import Iterable
 from typing import Any
 
-from dsakv.config import Config
+from dsakv.config import Config, KvConfig
 from dsakv.console import Console
 from dsakv.distributed import World
 from dsakv.engine.engine import Engine
 from dsakv.engine.options import EngineOptions
 from dsakv.errors import InputError
 from dsakv.jobs.loaded import LoadedModel
+from dsakv.kv.options import Amount, TierOptions
 from dsakv.prefix import PrefixIndex, prefix_key
 from dsakv.request import Request
+from dsakv.settings import keys
 from dsakv.trace.records import PrefixFacts
 from dsakv.trace.run_dir import RunDir
 
@@ -33,6 +35,7 @@ def make_engine(config: Config, loaded: LoadedModel, world: World, *, record: bo
             if config.model.selection == "dense"
             else "give --indexer FILE, or --selection oracle or recent; without --ckpt-path a model with indexers runs",
         )
+    check_kv(config)
     options = EngineOptions(
         batch_size=config.engine.batch_size,
         block_size=config.engine.kv_block_size,
@@ -44,11 +47,46 @@ def make_engine(config: Config, loaded: LoadedModel, world: World, *, record: bo
         max_concurrency=config.serving.max_concurrency,
         prefix_cache=config.serving.prefix_cache,
         kv_blocks=config.serving.kv_blocks,
+        tiers=tier_options(config.kv),
         record=record,
         record_prefill_tail=config.trace.prefill_tail,
         sync=config.trace.sync_cuda,
     )
     return Engine(loaded.model, options, world)
+
+
+def check_kv(config: Config) -> None:
+    """Raise InputError for options of KV tiers that do not work, or do nothing."""
+    kv = config.kv
+    if kv.hot_capacity is None:
+        given = [key for key in keys("kv") if getattr(kv, key.name) != key.default]
+        if given:
+            raise InputError(
+                f"{given[0].flag} does nothing while all KV is on the device", "give --kv-hot-capacity, such as 0.25"
+            )
+    elif kv.policy == "sink_recent" and (
+        kv.scope == "shared" or config.engine.batch_size > 1 or config.serving.prefix_cache
+    ):
+        raise InputError(
+            "--kv-policy sink_recent goes by positions, which requests and layers do not share",
+            "use --batch-size 1 without --kv-scope shared and --prefix-cache, or another policy",
+        )
+
+
+def tier_options(kv: KvConfig) -> TierOptions | None:
+    """The tiers that the configuration describes. Raises InputError for sizes that are none."""
+    if kv.hot_capacity is None:
+        return None
+    return TierOptions(
+        hot=Amount.parse(kv.hot_capacity, "--kv-hot-capacity"),
+        policy=kv.policy,
+        scope=kv.scope,
+        local=Amount.parse(kv.local, "--kv-local") if kv.local else None,
+        remote=kv.remote,
+        write=kv.write,
+        start=kv.start,
+        timeout_s=kv.timeout,
+    )
 
 
 def announce(loaded: LoadedModel, console: Console) -> None:

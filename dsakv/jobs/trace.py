@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -70,7 +70,9 @@ def trace(name: str, config: Config, console: Console, world: World = ALONE) -> 
     clock = (WallClock if config.serving.clock == "wall" else VirtualClock)(start)
     steps = engine.run(waiting, clock)  # the KV cache finds its room before there is a folder
     run = resumed or RunDir.create(config.trace.out, name, block_size, stored)
-    run.write_meta(**facts, seed=config.engine.seed, options=config.trace, world_size=world.size)
+    tiers = engine.tiers(waiting)
+    kv_tiers = None if tiers is None else asdict(tiers)
+    run.write_meta(**facts, kv_tiers=kv_tiers, seed=config.engine.seed, options=config.trace, world_size=world.size)
     console.info(f"tracing into {run.path}: {len(waiting)} of {len(requests)} requests to run")
     summary, speed = _record(steps, run, workload, requests, waiting, counts, config, loaded, console)
     scores = _scores(run, workload.score_groups)

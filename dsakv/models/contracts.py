@@ -34,22 +34,6 @@ class Rope(NamedTuple):
     indexer: Turn
 
 
-class Mark(Protocol):
-    """A point in time on the device that ran the work."""
-
-    def us_until(self, later: Mark) -> float:
-        """Microseconds between two marks; may wait for the device."""
-        ...
-
-
-class Fetch(NamedTuple):
-    """One batched read of selected rows: which queries it served, when it began and ended."""
-
-    rows: slice
-    begin: Mark
-    end: Mark
-
-
 class Segment(NamedTuple):
     """The queries of one sequence within a step."""
 
@@ -93,22 +77,28 @@ class LayerCache(Protocol):
         """All ``seq_len`` index keys of a segment's sequence, the step's own included."""
         ...
 
+    def fetch(self, selection: Selection | None) -> None:
+        """Begin to bring what the step's queries read to the device: a selection, or with None everything.
+
+        Called once a step, as soon as it is known: what is computed before the first ``gather`` hides the time.
+        """
+        ...
+
+    def gather(self, rows: slice) -> Tensor:
+        """The KV rows that were fetched for the queries ``rows``: ``[t, K, R]`` in the model's dtype."""
+        ...
+
     def sequence(self, segment: int) -> Tensor:
         """All ``seq_len`` KV rows of a segment's sequence, ``[S, R]`` in the model's dtype."""
         ...
 
-    def gather(self, positions: Tensor, rows: slice) -> tuple[Tensor, Fetch]:
-        """Read the KV rows at ``positions`` ``[t, K]`` for the queries ``rows``: ``[t, K, R]`` in the model's dtype."""
-        ...
-
 
 class LayerOutput(NamedTuple):
-    """A layer's hidden states with the selection that it read and what fetching that cost."""
+    """A layer's hidden states with the selection that it read."""
 
     hidden: Tensor  # [T, dim]
     selection: Selection | None
     """None where it read everything."""
-    fetches: list[Fetch]
 
 
 class Layer(Protocol):

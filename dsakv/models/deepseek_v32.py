@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dsakv.kernels import reference
-from dsakv.models.contracts import Fetch, Fp8Kv, LayerCache, LayerOutput, Rope, Selection
+from dsakv.models.contracts import Fp8Kv, LayerCache, LayerOutput, Rope, Selection
 from dsakv.models.dsa_shape import DsaShape
 from dsakv.models.indexer import Indexer, IndexerShape
 from dsakv.models.layers import Embedding, GatedMLP, RMSNorm, RotaryEmbedding, rotate_pairs
@@ -62,8 +62,8 @@ class Attention(nn.Module):
 
     def forward(
         self, x: Tensor, rope: Rope, positions: Tensor, kv: LayerCache, previous: Selection | None
-    ) -> tuple[Tensor, Selection, list[Fetch]]:
-        """This rank's part of the output ``[T, dim]``, with the selection and what reading it cost."""
+    ) -> tuple[Tensor, Selection]:
+        """This rank's part of the output ``[T, dim]``, with the selection."""
         shape, kernels = self.shape, self.kernels
         q_latent = self.q_norm(self.wq_a(x))  # [T, q_lora]
         latent, key_rope = self.wkv_a(x).split([shape.kv_lora_rank, shape.qk_rope_head_dim], dim=-1)
@@ -75,6 +75,7 @@ class Attention(nn.Module):
         else:
             kv.append(row, self.indexer.key(x, rope.indexer))
             selection = self.indexer(x, q_latent, rope.indexer, positions, kv)
+        kv.fetch(selection)
 
         q = self.wq_b(q_latent).view(len(x), self.n_heads, -1)  # [T, H, nope + rope]
         q_nope, q_rope = q.split([shape.qk_nope_head_dim, shape.qk_rope_head_dim], dim=-1)
@@ -83,17 +84,15 @@ class Attention(nn.Module):
         absorbed = torch.bmm(q_nope.transpose(0, 1), key_up).transpose(0, 1)  # [T, H, kv_lora]
         q = torch.cat((absorbed, rotate_pairs(q_rope, rope.attention)), dim=-1)  # [T, H, R]
 
-        mixed, fetches = [], []
+        mixed = []
         step = max(1, reference.tile_elements(x.device) // (selection.positions.shape[1] * q.shape[-1]))
         for start in range(0, len(x), step):
             rows = slice(start, min(start + step, len(x)))
-            gathered, fetch = kv.gather(selection.positions[rows], rows)  # [t, K, R]
-            counts = selection.counts[rows]
+            gathered, counts = kv.gather(rows), selection.counts[rows]  # [t, K, R]
             mixed.append(kernels.sparse_attention(q[rows], gathered, counts, self.scale, shape.kv_lora_rank))
-            fetches.append(fetch)
         latent_out = torch.cat(mixed)  # [T, H, kv_lora]
         out = torch.bmm(latent_out.transpose(0, 1), value_up.transpose(1, 2)).transpose(0, 1)  # [T, H, v]
-        return self.wo(out.flatten(1)), selection, fetches
+        return self.wo(out.flatten(1)), selection
 
 
 class DecoderLayer(nn.Module):
@@ -122,10 +121,10 @@ class DecoderLayer(nn.Module):
     def forward(
         self, hidden: Tensor, rope: Rope, positions: Tensor, kv: LayerCache, previous: Selection | None = None
     ) -> LayerOutput:
-        attended, selection, fetches = self.attn(self.attn_norm(hidden), rope, positions, kv, previous)
+        attended, selection = self.attn(self.attn_norm(hidden), rope, positions, kv, previous)
         hidden = hidden + self._whole(attended, hidden.dtype)
         hidden = hidden + self._whole(self.ffn(self.ffn_norm(hidden)), hidden.dtype)
-        return LayerOutput(hidden, selection, fetches)
+        return LayerOutput(hidden, selection)
 
     def _whole(self, part: Tensor, dtype: torch.dtype) -> Tensor:
         """The sum of all ranks' parts, added up in float32."""

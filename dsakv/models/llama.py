@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsakv.kernels import reference
-from dsakv.models.contracts import Fetch, Fp8Kv, LayerCache, LayerOutput, Rope, Selection, Turn
+from dsakv.models.contracts import Fp8Kv, LayerCache, LayerOutput, Rope, Selection, Turn
 from dsakv.models.indexer import Indexer, IndexerShape
 from dsakv.models.layers import Embedding, GatedMLP, RMSNorm, RotaryEmbedding, rotate_halves
 from dsakv.models.llama_shape import LlamaShape
@@ -74,24 +74,22 @@ class Attention(nn.Module):
         q, k = self.wq(x).view(len(x), -1, d), self.wk(x).view(len(x), -1, d)
         return rotate_halves(q, rope), rotate_halves(k, rope), self.wv(x).view(len(x), -1, d)
 
-    def forward(
-        self, x: Tensor, rope: Rope, positions: Tensor, kv: LayerCache
-    ) -> tuple[Tensor, Selection | None, list[Fetch]]:
-        """What the heads read ``[T, H * d]``, with the selection and what reading it cost."""
+    def forward(self, x: Tensor, rope: Rope, positions: Tensor, kv: LayerCache) -> tuple[Tensor, Selection | None]:
+        """What the heads read ``[T, H * d]``, with the selection."""
         q, k, v = self.qkv(x, rope.attention)
         kv.append(torch.cat((k, v), dim=1).flatten(1), self.indexer.key(x, rope.indexer) if self.indexer else None)
         if self.selecting is None:
-            return self._read_all(q, kv), None, []
+            kv.fetch(None)
+            return self._read_all(q, kv), None
         selection = self._select(self.selecting, x, q, rope, positions, kv)
-        mixed, fetches = [], []
+        kv.fetch(selection)
+        mixed = []
         step = max(1, reference.tile_elements(x.device) // (selection.positions.shape[1] * 2 * k[0].numel()))
         for start in range(0, len(x), step):
             rows = slice(start, min(start + step, len(x)))
-            gathered, fetch = kv.gather(selection.positions[rows], rows)  # [t, K, R]
-            keys, values = self._heads(gathered)
+            keys, values = self._heads(kv.gather(rows))  # [t, K, G, d]
             mixed.append(reference.grouped_attention(q[rows], keys, values, selection.counts[rows], self.scale))
-            fetches.append(fetch)
-        return torch.cat(mixed).flatten(1), selection, fetches
+        return torch.cat(mixed).flatten(1), selection
 
     def _heads(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values ``[..., G, d]`` of cache rows ``[..., R]``."""
@@ -151,8 +149,8 @@ class DecoderLayer(nn.Module):
     def forward(
         self, hidden: Tensor, rope: Rope, positions: Tensor, kv: LayerCache, previous: Selection | None = None
     ) -> LayerOutput:
-        mixed, selection, fetches = self.attn(self.attn_norm(hidden), rope, positions, kv)
-        return LayerOutput(self.finish(hidden, mixed), selection, fetches)
+        mixed, selection = self.attn(self.attn_norm(hidden), rope, positions, kv)
+        return LayerOutput(self.finish(hidden, mixed), selection)
 
     def finish(self, hidden: Tensor, mixed: Tensor) -> Tensor:
         """The layer's output ``[T, dim]``, given its input and what its heads read ``[T, H * d]``."""

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich import filesize
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from dsakv.request import Step
+from dsakv.request import TIERS, Step
 from dsakv.trace.serving import QUANTILES, SPANS
+from dsakv.trace.tiers import PHASES, decode_hit_rates
 
 _LABELS = {"queue_ms": "queue", "ttft_ms": "TTFT", "tpot_ms": "TPOT", "latency_ms": "latency"}
 _CLOCKS = {
@@ -87,6 +89,8 @@ def render_run(
             table.add_row(label, *(_number(values[name]) for name in ("mean", "min", "p50", "p95", "max")))
     if table.row_count:
         parts.append(table)
+    if "transfers" in summary.get("kv_tiers", {}):
+        parts.append(render_tiers(summary["kv_tiers"]["transfers"]))
     parts += _serving(served, clock)
     if scores:
         quality = Table("group", "requests", "score", title="answers found (1 is all)", title_justify="left")
@@ -95,6 +99,50 @@ def render_run(
             quality.add_row(group, str(len(values)), f"{sum(values) / len(values):.2f}")
         parts.append(quality)
     return Group(*parts)
+
+
+def render_tiers(transfers: Mapping[str, Any]) -> RenderableType:
+    """Where KV was found and what moved, by phase and tier, of :meth:`dsakv.trace.tiers.Traffic.transfers`."""
+    title = "where KV was found and what moved"
+    if transfers.get("since_resume"):
+        title += ", since the run was resumed"
+    table = Table(title=title, title_justify="left")
+    for column in ("phase", "tier", "blocks found", "share"):
+        table.add_column(column, no_wrap=True, justify="left" if column in ("phase", "tier") else "right")
+    for column in ("read", "written"):
+        table.add_column(column, justify="right")
+    for phase in PHASES:
+        tiers = transfers.get(phase, {})
+        every = sum(tier["hits"] for tier in tiers.values())
+        for name in TIERS:
+            if name in tiers:
+                tier = tiers[name]
+                table.add_row(
+                    phase.replace("_", "-"),
+                    name,
+                    f"{tier['hits']:,}",
+                    f"{tier['hits'] / every:.1%}" if every else "-",
+                    _moved(tier["reads"], tier["read_ops"], name, tier["bytes_read"], tier["read_gb_s"]),
+                    _moved(tier["writes"], tier["write_ops"], name, tier["bytes_written"], tier["write_gb_s"]),
+                )
+    rates = decode_hit_rates(transfers)
+    if rates["hit_rate"] is None:
+        return table
+    warm = rates["hit_rate_without_cold"]
+    without = "and all of them were cold" if warm is None else f"{warm:.1%} without the cold ones"
+    return Group(
+        table,
+        f"decode found {rates['hit_rate']:.1%} of its blocks on the device, {without}: those that it reads for the "
+        "first time since they were written, the price of starting with an empty cache",
+    )
+
+
+def _moved(batches: int, ops: int, tier: str, size: int, rate: float | None) -> str:
+    if not batches:
+        return "-"
+    unit = "rows" if tier == "hbm" else "blocks"
+    speed = "" if rate is None else f", {_number(rate)} GB/s"
+    return f"{ops:,} {unit} in {batches:,} {'batch' if batches == 1 else 'batches'}\n{filesize.decimal(size)}{speed}"
 
 
 def _serving(served: Mapping[str, Any], clock: str) -> list[RenderableType]:

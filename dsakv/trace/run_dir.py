@@ -152,6 +152,7 @@ class RunDir:
         options: TraceConfig,
         inputs: dict[str, Any],
         requests_digest: str | None = None,
+        kv_tiers: dict[str, Any] | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -159,7 +160,8 @@ class RunDir:
 
         ``model`` describes the model: name, whether its weights are random, layers, top-k, KV bytes a token and
         layer. ``inputs`` is ``{"kept": n, "truncated": n, "dropped": {reason: n}}``. ``requests_digest`` tells whether
-        requests are the same when the run goes on.
+        requests are the same when the run goes on. ``kv_tiers`` says what tiers KV lives in, where it is not all on
+        the device.
 
         Raises:
             DsakvError: the disk is full or not writable.
@@ -182,6 +184,8 @@ class RunDir:
         }
         if requests_digest is not None:
             meta["requests_digest"] = requests_digest
+        if kv_tiers is not None:
+            meta["kv_tiers"] = kv_tiers
         try:
             write_json(path, meta)
         except OSError as error:

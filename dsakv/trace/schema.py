@@ -31,7 +31,7 @@ META: Fields = {
     "trace": (dict,),
     "inputs": (dict,),
 }
-META_OPTIONAL: Fields = {"requests_digest": (str,)}
+META_OPTIONAL: Fields = {"requests_digest": (str,), "kv_tiers": (dict,)}
 RECORD: Fields = {
     "event": (str,),
     "request_id": (int,),
@@ -110,7 +110,25 @@ DISTRIBUTIONS = (
     "prefix_intersection_ratio",
 )
 SUMMARY: Fields = dict.fromkeys(("inputs", *DISTRIBUTIONS, "prefix_hot_blocks"), (dict,))
-SUMMARY_OPTIONAL: Fields = {"serving": (dict,)}
+SUMMARY_OPTIONAL: Fields = {"serving": (dict,), "kv_tiers": (dict,)}
+KV_TIERS: Fields = {"records": (dict,)}
+KV_TIERS_OPTIONAL: Fields = dict.fromkeys(("transfers", "decode"), (dict,))
+_RATE = (*NUMBER, type(None))
+TRANSFER: Fields = {
+    "hits": (int,),
+    "cold": (int,),
+    "reads": (int,),
+    "read_ops": (int,),
+    "bytes_read": (int,),
+    "read_ms": NUMBER,
+    "read_gb_s": _RATE,
+    "writes": (int,),
+    "write_ops": (int,),
+    "bytes_written": (int,),
+    "write_ms": NUMBER,
+    "write_gb_s": _RATE,
+}
+HIT_RATES: Fields = dict.fromkeys(("hit_rate", "hit_rate_without_cold"), _RATE)
 
 
 def record(options: Mapping[str, Any]) -> Fields:

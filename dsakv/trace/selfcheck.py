@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dsakv.config import Config, EngineConfig, TraceConfig
 from dsakv.errors import DsakvError
 from dsakv.prefix import PrefixIndex, prefix_key
-from dsakv.request import TIERS, Completion, Request, Step, StepRecords
+from dsakv.request import TIERS, Completion, Phase, Request, Step, StepRecords, TierTraffic
 from dsakv.trace.formats import read_records, shard_paths
 from dsakv.trace.records import PrefixFacts
 from dsakv.trace.run_dir import RunDir
@@ -27,6 +27,7 @@ BLOCK_SIZE = 16
 BATCH_SIZE = 3
 ROW_BYTES = 1152
 SEED = 0
+_WRITTEN: tuple[Phase, str] = ("prefill", "remote_pool")
 
 
 def selfcheck(out: str | Path | None, format: Literal["jsonl", "parquet"] = "jsonl") -> Report:
@@ -110,8 +111,9 @@ def sample_steps(requests: Sequence[Request], prefill_tail: int = 0) -> Iterator
     """The steps of an engine that admits a request as another one finishes.
 
     Selections are drawn at random, and in decode steps the tiers of their blocks: the same ones for a request
-    whichever others run beside it.
+    whichever others run beside it. A prefill writes its blocks to the remote pool.
     """
+    read: set[tuple[int, int, int]] = set()
     waiting = deque(requests)
     running: list[tuple[Request, int]] = []  # with the tokens that it has generated
     index = 0
@@ -121,7 +123,12 @@ def sample_steps(requests: Sequence[Request], prefill_tail: int = 0) -> Iterator
             prompt = len(request.prompt_token_ids)
             tail = [(request, step) for step in range(-min(prefill_tail, prompt), 0)]
             done = [_completion(request)] if request.max_new_tokens == 1 else []
-            yield Step(index, "prefill", 900, [(request.request_id, 1)], prompt, done, _records(tail) if tail else None)
+            records = _records(tail) if tail else None
+            blocks = LAYERS * -(-prompt // BLOCK_SIZE)
+            size = blocks * BLOCK_SIZE * ROW_BYTES
+            wrote = TierTraffic(writes=LAYERS, write_ops=blocks, bytes_written=size, write_us=8.5 * blocks)
+            tokens, moved = [(request.request_id, 1)], {_WRITTEN: wrote}
+            yield Step(index, "prefill", 900, tokens, prompt, done, records, moved)
             index += 1
             if not done:
                 running.append((request, 1))
@@ -129,7 +136,8 @@ def sample_steps(requests: Sequence[Request], prefill_tail: int = 0) -> Iterator
             records = _records([(request, made - 1) for request, made in running])
             running = [(request, made + 1) for request, made in running]
             finished = [_completion(request) for request, made in running if made == request.max_new_tokens]
-            yield Step(index, "decode", 700, [(r.request_id, 2) for r, _ in running], 0, finished, records)
+            tokens = [(request.request_id, 2) for request, _ in running]
+            yield Step(index, "decode", 700, tokens, 0, finished, records, _traffic(records, read))
             index += 1
             running = [(request, made) for request, made in running if made < request.max_new_tokens]
 
@@ -172,6 +180,30 @@ def _records(queries: Sequence[tuple[Request, int]]) -> StepRecords:
         fetch_batch=used * used.sum(axis=2, keepdims=True),  # one batch of each tier reads for all queries of a layer
         row_bytes=ROW_BYTES,
     )
+
+
+def _traffic(records: StepRecords, read: set[tuple[int, int, int]]) -> dict[tuple[Phase, str], TierTraffic]:
+    """What the tiers did for a decode step; ``read``, which grows, is what those before it have read."""
+    traffic: dict[tuple[Phase, str], TierTraffic] = {}
+    assert records.found is not None
+    for tier, name in enumerate(TIERS):
+        total = traffic["decode", name] = TierTraffic()
+        for layer in range(LAYERS):
+            rows = [
+                (request_id, layer, position // BLOCK_SIZE)
+                for b, request_id in enumerate(records.request_id.tolist())
+                for position, found in zip(
+                    records.positions[layer, b, : records.counts[b]].tolist(), records.found[layer, b], strict=False
+                )
+                if found == tier
+            ]
+            blocks = set(rows)
+            if blocks:
+                ops, op_rows = (len(rows), 1) if name == "hbm" else (len(blocks), BLOCK_SIZE)
+                us = float(np.nanmax(records.fetch_us[tier, layer]))
+                total.add(TierTraffic(len(blocks), len(blocks - read), 1, ops, ops * op_rows * ROW_BYTES, us))
+                read |= blocks
+    return traffic
 
 
 def _completion(request: Request) -> Completion:

@@ -15,14 +15,16 @@ import orjson
 from numpy.typing import NDArray
 
 from dsakv.errors import InputError
+from dsakv.request import TIERS
 from dsakv.trace.batch import Ints, TraceBatch
 from dsakv.trace.formats import read_records, shard_paths
 from dsakv.trace.records import RATIO_BINS, Derived, derive
 from dsakv.trace.serving import serving
+from dsakv.trace.tiers import RECORD_FIGURES, RecordTotals, Traffic, decode_hit_rates
 
 HOT_BLOCKS = 20
 _BATCH = 256
-_FIELDS = ("request_id", "layer_id", "step_idx", "seq_len_current", "prefix", "selected_token_pos")
+_FIELDS = ("request_id", "layer_id", "step_idx", "seq_len_current", "prefix", "kv_fetch", "selected_token_pos")
 
 
 class Histogram:
@@ -75,6 +77,11 @@ class Summary:
     """What ``summary.json`` says of the records that it was given."""
 
     def __init__(self) -> None:
+        self.tiers = RecordTotals()
+        self.traffic = Traffic()
+        """Of all steps, recorded or not."""
+        self.resumed = False
+        """Whether ``traffic`` lacks what was before an interruption."""
         self.unique_blocks = Histogram()
         self.tokens_per_touched_block = Histogram()
         self.offsets = Histogram()
@@ -84,7 +91,8 @@ class Summary:
         self._hot: dict[int, list[dict[str, int]]] = {}
 
     def add(self, batch: TraceBatch, derived: Derived) -> None:
-        """Count the records of ``batch``."""
+        """Count the records of ``batch``; what they found in the tiers as far as ``derived`` has it."""
+        self.tiers.add(derived.fetch)
         self.unique_blocks.add(derived.unique_blocks)
         self.tokens_per_touched_block.add(derived.block_tokens)
         self.offsets.add(np.repeat(batch.seq_len - 1, np.diff(batch.offsets)) - batch.positions)
@@ -101,10 +109,16 @@ class Summary:
         if request_id in self._touches:
             self._hot[request_id] = _hottest(self._touches.pop(request_id))
 
-    def to_dict(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """``summary.json``. ``inputs`` counts what the workload offered: kept, truncated, dropped by reason."""
+    def to_dict(self, inputs: dict[str, Any], tiered: bool = False) -> dict[str, Any]:
+        """``summary.json``. ``inputs`` counts what the workload offered: kept, truncated, dropped by reason.
+
+        ``kv_tiers`` is there where tiers were in use: ``tiered`` tells, or what was counted. ``records`` of it are
+        :meth:`RecordTotals.to_dict`, of all records; where steps told what they moved, ``transfers`` are
+        :meth:`Traffic.transfers` of them, with ``"since_resume": true`` where other steps came before them, and
+        ``decode`` is :func:`~dsakv.trace.tiers.decode_hit_rates`.
+        """
         hot = {**self._hot, **{request_id: _hottest(touches) for request_id, touches in self._touches.items()}}
-        return {
+        facts: dict[str, Any] = {
             "inputs": inputs,
             "unique_blocks": self.unique_blocks.distribution(),
             "tokens_per_touched_block": self.tokens_per_touched_block.distribution(),
@@ -113,6 +127,13 @@ class Summary:
             "prefix_intersection_ratio": self.prefix_intersection_ratio.distribution(RATIO_BINS),
             "prefix_hot_blocks": {str(request_id): hot[request_id] for request_id in sorted(hot)},
         }
+        if tiered or self.traffic or self.tiers.pooled:
+            facts["kv_tiers"] = {"records": self.tiers.to_dict()}
+        if self.traffic:
+            transfers = self.traffic.transfers()
+            since = {"since_resume": True} if self.resumed else {}
+            facts["kv_tiers"] |= {"transfers": transfers | since, "decode": decode_hit_rates(transfers)}
+        return facts
 
 
 def _hottest(touches: Histogram) -> list[dict[str, int]]:
@@ -123,6 +144,8 @@ def _hottest(touches: Histogram) -> list[dict[str, int]]:
 
 def summarize(trace_dir: Path) -> dict[str, Any]:
     """What ``summary.json`` of this trace must say, from its shards, ``run_meta.json`` and ``requests.jsonl``.
+
+    Of the tiers it is what the records found; what was moved they do not tell.
 
     Raises:
         InputError: no ``run_meta.json``, a bad record, or records without positions.
@@ -136,7 +159,7 @@ def summarize(trace_dir: Path) -> dict[str, Any]:
             f"{path} is missing or not this program's: {error}", "name the block folder of a run, where its shards lie"
         ) from None
     served = serving(trace_dir.parent / "requests.jsonl")
-    return from_shards(trace_dir, block_size).to_dict(inputs) | {"serving": served}
+    return from_shards(trace_dir, block_size).to_dict(inputs, "kv_tiers" in meta) | {"serving": served}
 
 
 def from_shards(trace_dir: Path, block_size: int) -> Summary:
@@ -148,21 +171,23 @@ def from_shards(trace_dir: Path, block_size: int) -> Summary:
     summary = Summary()
     for shard in shard_paths(trace_dir):
         seen = set()
-        for batch, prefix_blocks in _batches(shard):
+        for batch, prefix_blocks, tiers in _batches(shard):
             try:
                 derived = derive(batch, block_size, prefix_blocks)
             except ValueError as error:
                 raise InputError(f"{shard}: {error}", "the file is damaged") from None
             summary.add(batch, derived)
+            for name, figures in zip(TIERS, tiers.tolist(), strict=True):
+                summary.tiers.count(name, *figures)
             seen.update(batch.request_id.tolist())
         for request_id in seen:  # a shard holds all records of its requests
             summary.finish(request_id)
     return summary
 
 
-def _batches(shard: Path) -> Iterator[tuple[TraceBatch, Ints]]:
-    """The positions of a shard's records, and the ``prefix_cached_blocks`` of each."""
-    rows: list[tuple[int, int, int, int, int]] = []
+def _batches(shard: Path) -> Iterator[tuple[TraceBatch, Ints, Ints]]:
+    """The positions of a shard's records, the ``prefix_cached_blocks`` of each, and by tier what all found, [3, 3]."""
+    rows: list[list[int]] = []
     positions: list[NDArray[np.int32]] = []
     for place, record in read_records(shard, _FIELDS):
         try:
@@ -173,7 +198,8 @@ def _batches(shard: Path) -> Iterator[tuple[TraceBatch, Ints]]:
                     "summary.json of a trace without positions cannot be made again",
                 )
             ids = (record["request_id"], record["layer_id"], record["step_idx"], record["seq_len_current"])
-            rows.append((*ids, record["prefix"]["prefix_cached_blocks"]))
+            tiers = [record["kv_fetch"][name][figure] for name in TIERS for figure in RECORD_FIGURES]
+            rows.append([*ids, record["prefix"]["prefix_cached_blocks"], *tiers])
             positions.append(np.array(selected, dtype=np.int32))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{place}: not a record of a trace: {error!r}", "the file is damaged") from None
@@ -184,9 +210,9 @@ def _batches(shard: Path) -> Iterator[tuple[TraceBatch, Ints]]:
         yield _batch(rows, positions)
 
 
-def _batch(rows: list[tuple[int, int, int, int, int]], positions: list[NDArray[np.int32]]) -> tuple[TraceBatch, Ints]:
-    request_id, layer_id, step_idx, seq_len, prefix_blocks = np.array(rows, dtype=np.int64).T
+def _batch(rows: list[list[int]], positions: list[NDArray[np.int32]]) -> tuple[TraceBatch, Ints, Ints]:
+    request_id, layer_id, step_idx, seq_len, prefix_blocks, *tiers = np.array(rows, dtype=np.int64).T
     offsets = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum([len(p) for p in positions], out=offsets[1:])
     batch = TraceBatch(request_id, layer_id, step_idx, seq_len, offsets, np.concatenate(positions))
-    return batch, prefix_blocks
+    return batch, prefix_blocks, np.sum(tiers, axis=1).reshape(len(TIERS), -1)

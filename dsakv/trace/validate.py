@@ -86,6 +86,7 @@ class _Validator:
         if summary.exists() and not self.report.without_positions:
             found = schema.parse(str(summary), summary.read_bytes(), schema.SUMMARY, schema.SUMMARY_OPTIONAL)
             self._summary(str(summary), found)
+            self.tiers.summary(str(summary), found.get("kv_tiers"))
             if "serving" in found:
                 served = serving(log)
                 self._check("summary", found["serving"] == served, str(summary), f"serving is not {served}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import pairwise
@@ -81,6 +82,54 @@ class TierChecks:
         least, most = sum(sizes[: hbm["hit_blocks"]]), sum(sizes[len(sizes) - hbm["hit_blocks"] :])
         fits = least <= hbm["read_ops"] <= most
         self._check("kv_fetch", fits, place, "read_ops of hbm: no choice of the touched blocks holds so many rows")
+
+    def summary(self, place: str, found: dict[str, Any] | None) -> None:
+        """``kv_tiers``: ``records`` are those of the trace; ``transfers`` agree with themselves, as ``decode`` does."""
+        blocks = sum(total["hit_blocks"] for total in self._totals.values())
+        if found is None:
+            alone = blocks == self._totals["hbm"]["hit_blocks"]
+            self._check("summary", alone, place, "kv_tiers is missing, but blocks were found in other tiers than hbm")
+            return
+        schema.check(f"{place}, kv_tiers", found, schema.KV_TIERS, schema.KV_TIERS_OPTIONAL)
+        figures = ("hit_blocks", "bytes_read", "read_ops")
+        for name, total in self._totals.items():
+            expected: dict[str, Any] = {figure: total[figure] for figure in figures}
+            expected["hit_rate"] = total["hit_blocks"] / blocks if blocks else None
+            right = found["records"].get(name) == expected
+            self._check("summary", right, place, f"kv_tiers.records.{name} is not {expected}")
+        self._check("summary", set(found["records"]) == set(TIERS), place, "kv_tiers.records holds other tiers")
+        self._check(
+            "summary", ("transfers" in found) == ("decode" in found), place, "kv_tiers lacks transfers or decode"
+        )
+        if "transfers" in found:
+            self._transfers(place, dict(found["transfers"]), found["decode"])
+
+    def _transfers(self, place: str, transfers: dict[str, Any], decode: dict[str, Any]) -> None:
+        since = transfers.pop("since_resume", True)
+        known = since is True and set(transfers) <= {"prefill", "warm_up", "decode"}
+        self._check("summary", known, place, f"kv_tiers.transfers holds {list(transfers)}")
+        for phase, tiers in transfers.items():
+            where = f"{place}, kv_tiers.transfers.{phase}"
+            right = isinstance(tiers, dict) and set(tiers) <= set(TIERS)
+            self._check("summary", right, where, "other tiers than there are")
+            for name, tier in tiers.items():
+                schema.check(f"{where}.{name}", tier, schema.TRANSFER)
+                counts = all(value is None or value >= 0 for value in tier.values()) and tier["cold"] <= tier["hits"]
+                self._check("summary", counts, f"{where}.{name}", "counts are negative, or cold ones more than all")
+                for verb, size in (("read", "bytes_read"), ("write", "bytes_written")):
+                    moved, ms, rate = tier[f"{verb}s"], tier[f"{verb}_ms"], tier[f"{verb}_gb_s"]
+                    if moved and ms:
+                        same = rate is not None and math.isclose(rate, tier[size] / ms / 1e6, rel_tol=1e-9)
+                    else:
+                        same = rate is None and (moved or not (tier[f"{verb}_ops"] or tier[size] or ms))
+                    self._check("summary", bool(same), f"{where}.{name}", f"{verb}_gb_s is {rate}")
+        schema.check(f"{place}, kv_tiers.decode", decode, schema.HIT_RATES)
+        hits = Counter({name: tier["hits"] for name, tier in transfers.get("decode", {}).items()})
+        warm = Counter({name: tier["hits"] - tier["cold"] for name, tier in transfers.get("decode", {}).items()})
+        for rate, blocks in (("hit_rate", hits), ("hit_rate_without_cold", warm)):
+            every = sum(blocks.values())
+            expected = blocks["hbm"] / every if every else None
+            self._check("summary", decode[rate] == expected, place, f"kv_tiers.decode.{rate} is not {expected}")
 
 
 def check_kv_blocks(check: Check, place: str, entry: dict[str, Any], block_size: int) -> None:

@@ -81,6 +81,7 @@ class TraceWriter:
         for request in requests:
             self.expect(request, prefix[request.request_id])
         self._summary = from_shards(run.trace_dir, run.block_size) if run.finished else Summary()
+        self._summary.resumed = bool(run.finished)
         self._done = len(run.finished)
         self._format = FORMATS[options.format]
         self._open: dict[Path, ShardWriter] = {}
@@ -201,6 +202,7 @@ class TraceWriter:
                 self._error = self._error or disk_error(error, self._run.requests_path, self._how_to_go_on())
 
     def _take(self, step: Step, outcomes: _Outcomes) -> None:
+        self._summary.traffic.add(step.traffic)
         if step.records is not None:
             if unknown := set(step.records.request_id.tolist()) - self._requests.keys():
                 raise ValueError(f"step {step.index} holds records of unknown requests: {sorted(unknown)}")

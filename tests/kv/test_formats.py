@@ -10,8 +10,9 @@ from torch import Tensor
 
 from dsakv.kernels import reference
 from dsakv.kv.formats import PackedRows, PlainRows, row_format
-from dsakv.kv.paged import BlockTable, PagedCache
-from dsakv.models.contracts import Fp8Kv
+from dsakv.kv.paged import PagedCache
+from dsakv.kv.step import BlockTable, Span
+from dsakv.models.contracts import Fp8Kv, Selection
 
 CPU = torch.device("cpu")
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
@@ -65,7 +66,7 @@ def test_bytes_are_those_of_engines() -> None:
     cache = make_cache(fp8, torch.bfloat16, 576, 128)
     slots = 2 * 12 * 4
     assert cache.row_bytes == 656
-    assert cache.rows.nbytes == slots * 656
+    assert cache.resident.rows.nbytes == slots * 656
     assert cache.index_scale is not None
     assert cache.index_rows.nbytes + cache.index_scale.nbytes == slots * 132
 
@@ -101,7 +102,8 @@ def test_a_packed_cache_reads_like_a_plain_one_of_rounded_rows(dtype: torch.dtyp
     for starts, lengths in [((0, 0), (6, 5)), ((6, 5), (8, 3)), ((14, 8), (1, 1))]:
         rows = torch.randn(sum(lengths), dim, generator=generator).to(dtype)
         keys = torch.randn(sum(lengths), key_dim, generator=generator).to(dtype)
-        views = [cache.bind(tables, starts, lengths).layer(1) for cache in (packed, plain)]
+        spans = list(map(Span, tables, starts, lengths))
+        views = [cache.bind(spans, decode=False).layer(1) for cache in (packed, plain)]
         views[0].append(rows, keys)
         rounded_keys = rounded_in_place(keys.float(), key_dim, key_dim, ue8m0=ue8m0)
         views[1].append(rounded_in_place(rows, latent, 128, ue8m0=ue8m0), keys)
@@ -114,19 +116,28 @@ def test_a_packed_cache_reads_like_a_plain_one_of_rounded_rows(dtype: torch.dtyp
             read = values.float() * scale.unsqueeze(1)
             assert torch.equal(read[-(new.stop - new.start) :], rounded_keys[new])
             wanted = torch.arange(segment.seq_len).flip(0).expand(new.stop - new.start, -1)
-            (got, fetch), (expected, _) = (view.gather(wanted, new) for view in views)
-            assert torch.equal(got, expected)
-            assert fetch.rows == new
-            assert fetch.begin.us_until(fetch.end) > 0
+            chosen = everything(wanted, new, len(rows))
+            for view in views:
+                view.fetch(chosen)
+            assert torch.equal(*(view.gather(new) for view in views))
+            assert views[0].reads[-1].rows == new
+            assert views[0].reads[-1].begin.us_until(views[0].reads[-1].end) > 0
+
+
+def everything(positions: torch.Tensor, rows: slice, queries: int) -> Selection:
+    """A selection of ``positions`` ``[t, K]`` for the queries ``rows``, of the first token for the others."""
+    chosen = torch.zeros(queries, positions.shape[1], dtype=torch.int64)
+    chosen[rows] = positions
+    return Selection(chosen, torch.zeros(chosen.shape), torch.full((queries,), positions.shape[1]))
 
 
 def test_only_the_keys_are_float8_where_the_model_says_so() -> None:
     cache = make_cache(Fp8Kv(reference, False), torch.float32, 6, 32)
-    view = cache.bind([BlockTable([0, 1], CPU)], [0], [5]).layer(0)
+    view = cache.bind([Span(BlockTable([0, 1], CPU), 0, 5)], decode=False).layer(0)
     generator = torch.Generator().manual_seed(2)
     rows, keys = torch.randn(5, 6, generator=generator), torch.randn(5, 32, generator=generator)
     view.append(rows, keys)
-    assert torch.equal(view.gather(torch.arange(5).unsqueeze(0), slice(0, 1))[0][0], rows)
+    assert torch.equal(view.sequence(0), rows)
     values, scale = view.index_keys(0)
     assert scale is not None
     assert torch.equal(values.float() * scale.unsqueeze(1), rounded_in_place(keys, 32, 32, ue8m0=False))

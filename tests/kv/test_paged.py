@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from dsakv.errors import DsakvError
-from dsakv.kv.paged import BlockTable, PagedCache
+from dsakv.kv.paged import PagedCache
+from dsakv.kv.step import BlockTable, Span
+from dsakv.models.contracts import Selection
+from dsakv.policies.placement import HBM
 
 CPU = torch.device("cpu")
 
@@ -26,7 +29,7 @@ def test_scattered_blocks_read_like_one_array() -> None:
     keys = [torch.randn(15, 2, generator=generator), torch.randn(9, 2, generator=generator)]
     # Unequal chunks, both sequences in one step, then a decode-like step of one token each.
     for starts, lengths in [((0, 0), (6, 5)), ((6, 5), (8, 3)), ((14, 8), (1, 1))]:
-        step = cache.bind(tables, starts, lengths)
+        step = cache.bind(list(map(Span, tables, starts, lengths)), decode=False)
         span = [slice(s, s + n) for s, n in zip(starts, lengths, strict=True)]
         view = step.layer(1)
         view.append(
@@ -38,17 +41,18 @@ def test_scattered_blocks_read_like_one_array() -> None:
             assert segment.seq_len == starts[i] + lengths[i]
             assert torch.equal(view.index_keys(i).values, keys[i][: segment.seq_len])
     wanted = torch.tensor([[0, 5, 14, 7], [8, 1, 3, 100]])  # 100 is padding beyond the sequence
-    read, fetch = view.gather(wanted, slice(0, 2))
+    view.fetch(Selection(wanted, torch.zeros(2, 4), torch.tensor([4, 3])))
+    read = view.gather(slice(0, 2))
     assert torch.equal(read[0], rows[0][wanted[0]])
     assert torch.equal(read[1, :3], rows[1][wanted[1, :3]])
     assert read[1, 3].isfinite().all()
-    assert fetch.rows == slice(0, 2)
-    assert fetch.begin.us_until(fetch.end) > 0
+    assert [(r.tier, r.rows) for r in view.reads] == [(HBM, slice(0, 2))]
+    assert view.reads[0].begin.us_until(view.reads[0].end) > 0
 
 
 def test_adjacent_blocks_are_read_in_place() -> None:
     cache = make_cache(4)
-    view = cache.bind([BlockTable([4, 5, 6], CPU)], [0], [9]).layer(0)
+    view = cache.bind([Span(BlockTable([4, 5, 6], CPU), 0, 9)], decode=False).layer(0)
     view.append(torch.ones(9, 3), torch.ones(9, 2))
     assert view.index_keys(0).values.data_ptr() == cache.index_rows[0, 16].data_ptr()
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from dsakv.kernels import reference
-from dsakv.kv.paged import BlockTable, PagedCache
+from dsakv.kv.paged import PagedCache
+from dsakv.kv.step import BlockTable
 from dsakv.models.contracts import Selection
 from scripts import bench_long_context as bench
 
@@ -100,7 +101,7 @@ def main() -> None:
                 for name, length in (("decode", 1), ("decode again", 1), ("chunk", CHUNK))
             },
             "resident": bench.resident()[0],
-            "known": bench.total_bytes(model.parameters()) + bench.total_bytes([cache.rows, cache.index_rows]),
+            "known": bench.total_bytes(model.parameters()) + bench.total_bytes([cache.resident.rows, cache.index_rows]),
         },
         sys.stdout,
     )

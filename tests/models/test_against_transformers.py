@@ -17,7 +17,8 @@ from dsakv.config import ModelConfig
 from dsakv.engine.engine import Engine
 from dsakv.engine.options import EngineOptions
 from dsakv.jobs.model import load_model
-from dsakv.kv.paged import BlockTable, PagedCache
+from dsakv.kv.paged import PagedCache
+from dsakv.kv.step import BlockTable, Span
 from dsakv.models.contracts import Model
 from dsakv.request import Request
 from tests.models.checkpoints import DEEPSEEK_MODELS, GLM_MODELS, save
@@ -82,11 +83,11 @@ def our_forward(model: Model, ids: list[int], chunk: int) -> tuple[Tensor, list[
     with torch.inference_mode():
         for start in range(0, len(ids), chunk):
             part = ids[start : start + chunk]
-            step = cache.bind([table], [start], [len(part)])
+            step = cache.bind([Span(table, start, len(part))], decode=False)
             hidden, rope = model.embed(torch.tensor(part)), model.rope(step.positions)
             selection = None
             for i, layer in enumerate(model.layers):
-                hidden, selection, _ = layer(hidden, rope, step.positions, step.layer(i), selection)
+                hidden, selection = layer(hidden, rope, step.positions, step.layer(i), selection)
                 assert selection is not None
                 chosen[i] += [p[:n].tolist() for p, n in zip(selection.positions, selection.counts, strict=True)]
             logits.append(model.logits(hidden))

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from dsakv.config import ModelConfig
 from dsakv.jobs.model import load_model
-from dsakv.kv.paged import BlockTable, PagedCache
+from dsakv.kv.paged import PagedCache
+from dsakv.kv.step import BlockTable, Span
 from dsakv.models.contracts import Model, Selection
 from dsakv.models.dsa_shape import DsaShape
 from dsakv.models.shapes import dsa_shape_of, read_config
@@ -88,12 +89,12 @@ def forward(model: Model, ids: Tensor, chunk: int) -> Pass:
     chosen = torch.zeros(len(model.layers), n, n, dtype=torch.bool)
     for start in range(0, n, chunk):
         part = ids[start : start + chunk]
-        step = cache.bind([table], [start], [len(part)])
+        step = cache.bind([Span(table, start, len(part))], decode=False)
         hidden, rope = model.embed(part), model.rope(step.positions)
         states[0].append(hidden)
         selection: Selection | None = None
         for i, layer in enumerate(model.layers):
-            hidden, selection, _ = layer(hidden, rope, step.positions, step.layer(i), selection)
+            hidden, selection = layer(hidden, rope, step.positions, step.layer(i), selection)
             states[i + 1].append(hidden)
             assert selection is not None
             for row, (positions, count) in enumerate(zip(selection.positions, selection.counts, strict=True)):
@@ -101,7 +102,7 @@ def forward(model: Model, ids: Tensor, chunk: int) -> Pass:
     kept = []
     for i in range(len(model.layers)):
         view = step.layer(i)
-        rows = view.gather(torch.arange(n).expand(1, -1), slice(0, 1))[0][0]
+        rows = view.sequence(0)[:n]
         own = view.index_keys(0) if model.index_layer_ids[i] == i else None
         keys = None if own is None else own.values.float() * (1.0 if own.scale is None else own.scale.unsqueeze(1))
         kept.append(Kept(rows, keys))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dsakv.kernels import reference
 from dsakv.kernels.contract import FP8_BLOCK, Kernels, Quantized
-from dsakv.models.contracts import Fetch, Fp8Kv, IndexKeys, Segment, Selection
+from dsakv.models.contracts import Fp8Kv, IndexKeys, Segment, Selection
 from dsakv.models.deepseek_v32 import indexer_shape
 from dsakv.models.deepseek_v32_shape import parse_shape
 from dsakv.models.indexer import Indexer
@@ -55,7 +55,10 @@ class Keys:
     def sequence(self, segment: int) -> Tensor:
         raise NotImplementedError
 
-    def gather(self, positions: Tensor, rows: slice) -> tuple[Tensor, Fetch]:
+    def fetch(self, selection: Selection | None) -> None:
+        raise NotImplementedError
+
+    def gather(self, rows: slice) -> Tensor:
         raise NotImplementedError
 
 

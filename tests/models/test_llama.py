@@ -18,7 +18,8 @@ from dsakv.cli import run
 from dsakv.config import ModelConfig
 from dsakv.errors import InputError
 from dsakv.jobs.model import load_model
-from dsakv.kv.paged import BlockTable, PagedCache
+from dsakv.kv.paged import PagedCache
+from dsakv.kv.step import BlockTable, Span
 from dsakv.models.contracts import Model, Selection
 from dsakv.models.selection import SINKS
 from tests.models.llamas import DIM, MODELS, N_LAYERS, SHAPE, TOP_K, save_indexers, save_llama
@@ -74,11 +75,13 @@ def forward(model: Model, prompts: list[list[int]], chunk: int) -> tuple[list[Te
         for start in range(0, max(map(len, prompts)), chunk):
             live = [i for i, ids in enumerate(prompts) if len(ids) > start]
             parts = [prompts[i][start : start + chunk] for i in live]
-            step = cache.bind([tables[i] for i in live], [start] * len(live), [len(part) for part in parts])
+            step = cache.bind(
+                [Span(tables[i], start, len(part)) for i, part in zip(live, parts, strict=True)], decode=False
+            )
             hidden = model.embed(torch.tensor([token for part in parts for token in part]))
             rope, selection = model.rope(step.positions), None
             for layer_id, layer in enumerate(model.layers):
-                hidden, selection, _ = layer(hidden, rope, step.positions, step.layer(layer_id), selection)
+                hidden, selection = layer(hidden, rope, step.positions, step.layer(layer_id), selection)
                 for i, segment in zip(live, step.segments, strict=True):
                     chosen[i][layer_id] += positions_of(selection, segment.rows)
             out = model.logits(hidden)

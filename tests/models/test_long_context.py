@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from dsakv.kernels import reference
-from dsakv.kv.paged import BlockTable, PagedCache
+from dsakv.kv.paged import PagedCache
+from dsakv.kv.step import BlockTable, Span
 from dsakv.models.contracts import Selection
 from dsakv.models.deepseek_v32 import indexer_shape
 from dsakv.models.deepseek_v32_shape import parse_shape
@@ -75,7 +76,7 @@ def selected(monkeypatch: pytest.MonkeyPatch, rows: int) -> Selection:
         n_layers=1, n_blocks=first, block_size=4, row_dim=2, index_dim=64, dtype=torch.float32, device=CPU
     )
     cache.index_rows.copy_(whole_numbers(*cache.index_rows.shape, high=2, generator=generator))
-    bound = cache.bind(tables, starts, lengths)
+    bound = cache.bind(list(map(Span, tables, starts, lengths)), decode=False)
     x = whole_numbers(sum(lengths), 64, high=1, generator=generator)
     q_latent = whole_numbers(sum(lengths), 48, high=1, generator=generator)
     rope = (torch.ones(1), torch.ones(1))

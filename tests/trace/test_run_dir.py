@@ -46,6 +46,7 @@ def contents(run: RunDir) -> tuple[dict[int, list[Any]], dict[int, Any], Any]:
             records[record["request_id"]].append((shard.name, record))
     log = lines(run.requests_path)
     summary = json.loads((run.trace_dir / "summary.json").read_text())
+    summary["kv_tiers"] = {"records": summary["kv_tiers"]["records"]}  # what moved depends on the steps run
     assert len({entry["request_id"] for entry in log}) == len(log)
     return records, {entry["request_id"]: entry for entry in log}, summary
 
@@ -99,6 +100,9 @@ def test_engine_steps_are_numbered_on(whole: RunDir, tmp_path: Path) -> None:
     kept = {r["engine_step"] for r in lines(run.trace_dir / "trace_steps_2_4.jsonl")}
     assert resumed.engine_steps > max(kept)
     trace(resumed)
+    kv_tiers = json.loads((run.trace_dir / "summary.json").read_text())["kv_tiers"]
+    assert kv_tiers["transfers"]["since_resume"] is True
+    validate(run.trace_dir)
     new = [r["engine_step"] for r in lines(run.trace_dir / "trace_steps_4_6.jsonl")]
     assert min(new) >= resumed.engine_steps
 

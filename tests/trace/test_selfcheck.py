@@ -40,7 +40,7 @@ def test_selfcheck_reports_what_it_checked(tmp_path: Path, name: Literal["jsonl"
     assert report.records == sum(steps) * LAYERS == report.checks["selections"]
     assert report.requests == len(steps)
     assert report.files == 4
-    assert report.checks["summary"] == 8
+    assert report.checks["summary"] == 30
     assert report.without_positions == 0
 
 
@@ -244,6 +244,25 @@ def test_a_lost_shard_is_found(trace_dir: Path) -> None:
         (put("prefix_hot_blocks", "4", value=[]), "prefix_hot_blocks"),
         (put("inputs", "kept", value=0), "inputs differ"),
         (lambda summary: summary.pop("offsets"), "offsets missing"),
+        (lambda summary: summary.pop("kv_tiers"), "kv_tiers is missing"),
+        (lambda summary: summary["kv_tiers"].pop("records"), "records missing"),
+        (lambda summary: summary["kv_tiers"].pop("decode"), "kv_tiers lacks transfers or decode"),
+        (put("kv_tiers", "records", "hbm", "hit_blocks", value=1), "records.hbm is not"),
+        (put("kv_tiers", "records", "remote_pool", "hit_rate", value=0.5), "records.remote_pool is not"),
+        (lambda summary: summary["kv_tiers"]["records"].pop("local_pool"), "records.local_pool is not"),
+        (put("kv_tiers", "records", "disk", value={}), "records holds other tiers"),
+        (put("kv_tiers", "transfers", "evening", value={}), "transfers holds"),
+        (put("kv_tiers", "transfers", "since_resume", value=1), "transfers holds"),
+        (put("kv_tiers", "transfers", "decode", "disk", value={}), "other tiers than there are"),
+        (put("kv_tiers", "transfers", "decode", "hbm", "hits", value=None), "hits is None"),
+        (put("kv_tiers", "transfers", "decode", "hbm", "hits", value=1), "cold ones more than all"),
+        (put("kv_tiers", "transfers", "decode", "hbm", "cold", value=-1), "counts are negative"),
+        (put("kv_tiers", "transfers", "decode", "hbm", "cold", value=0), "decode.hit_rate_without_cold is not"),
+        (put("kv_tiers", "transfers", "decode", "local_pool", "bytes_read", value=7), "read_gb_s is"),
+        (put("kv_tiers", "transfers", "decode", "local_pool", "bytes_written", value=7), "write_gb_s is"),
+        (put("kv_tiers", "transfers", "prefill", "remote_pool", "write_gb_s", value=None), "write_gb_s is None"),
+        (put("kv_tiers", "decode", "hit_rate", value=0.5), "decode.hit_rate is not"),
+        (lambda summary: summary["kv_tiers"]["decode"].pop("hit_rate"), "hit_rate missing"),
     ],
 )
 def test_a_changed_summary_is_found(trace_dir: Path, edit: Callable[[Record], object], complaint: str) -> None:

@@ -1,11 +1,7 @@
-"""The Redis pool when connections break, servers die, and what answers is no Redis: errors in time, no wrong block."""
+"""The Redis pool when connections break and servers die: errors in time, no wrong block."""
 
 from __future__ import annotations
 
-import socket
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,25 +9,22 @@ import pytest
 
 from dsakv.errors import DsakvError
 from dsakv.kv.tiers.contract import open_remote
-from dsakv.kv.tiers.redis_pool import SLOWEST_BYTES_S, TRIES, ServerLostError
-from tests.kv.tiers.servers import Fault, RedisServer, free_port, impostor, proxy
-from tests.kv.tiers.test_redis_pool import pool_at, random_blocks, server_with
-
-TIMEOUT = 0.2
-N, SIZE = 12, 1000
-PONG, OK, VALUE = len(b"+PONG\r\n"), len(b"+OK\r\n"), len(b"$1000\r\n\r\n") + SIZE
-PUT = PONG + N * OK
-"""Bytes that come from the server until all of a put is acknowledged."""
-ALL = np.arange(N)
-
-
-@contextmanager
-def in_time(timeout_s: float = TIMEOUT, exchanges: int = 1) -> Iterator[None]:
-    """What the tries may last, and as much for a busy machine."""
-    start = time.monotonic()
-    yield
-    each = TRIES * (timeout_s + N * SIZE / SLOWEST_BYTES_S) + timeout_s
-    assert time.monotonic() - start < exchanges * each + 3
+from dsakv.kv.tiers.redis_pool import TRIES, ServerLostError
+from tests.kv.tiers.helpers import (
+    ALL,
+    OK,
+    PONG,
+    PUT,
+    SIZE,
+    TIMEOUT,
+    VALUE,
+    N,
+    in_time,
+    pool_at,
+    random_blocks,
+    server_with,
+)
+from tests.kv.tiers.servers import Fault, RedisServer, proxy
 
 
 @pytest.mark.parametrize("end", ["close", "reset", "stall"])
@@ -242,48 +235,6 @@ def test_close_removes_what_a_failed_put_left(redis_server: RedisServer) -> None
         assert client.dbsize() == before
 
 
-def test_port_where_nothing_listens() -> None:
-    port = free_port()
-    with in_time(), pytest.raises(ServerLostError, match=f"redis://127.0.0.1:{port}/0 failed 3 times: .*refused"):
-        open_remote(f"redis://u:s3cret@127.0.0.1:{port}", n_blocks=1, block_bytes=1, timeout_s=TIMEOUT)
-
-
-def test_address_of_ipv6_is_shown_in_brackets() -> None:
-    with in_time(), pytest.raises(ServerLostError, match=r"redis://\[::1\]:1/2 failed 3 times"):
-        open_remote("redis://[::1]:1/2", n_blocks=1, block_bytes=1, timeout_s=TIMEOUT)
-
-
-def test_server_that_takes_no_connection_any_more() -> None:
-    with socket.socket() as listener, ExitStack() as waiting:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        address = listener.getsockname()
-        for _ in range(8):  # fill what the system keeps for a server that is busy
-            client = waiting.enter_context(socket.socket())
-            client.setblocking(False)
-            client.connect_ex(address)
-        with in_time(), pytest.raises(ServerLostError, match="failed 3 times: Timeout connecting to server"):
-            open_remote(f"redis://127.0.0.1:{address[1]}", n_blocks=1, block_bytes=1, timeout_s=TIMEOUT)
-
-
-def test_tls_where_the_server_speaks_none(redis_server: RedisServer) -> None:
-    url = redis_server.url.replace("redis", "rediss")
-    with in_time(), pytest.raises(ServerLostError, match=f"{url} failed 3 times: "):
-        open_remote(url, n_blocks=1, block_bytes=1, timeout_s=TIMEOUT)
-
-
-def test_opening_asks_for_a_pong_and_nothing_else() -> None:
-    heard = []
-
-    def reply(data: bytes) -> bytes:
-        heard.append(data)
-        return b"+PONG\r\n"
-
-    with impostor(reply) as url, pool_at(url):
-        pass
-    assert heard == [b"*1\r\n$4\r\nPING\r\n"]
-
-
 def test_server_that_stops_reading(redis_server: RedisServer) -> None:
     """Until no buffer on the way takes any more."""
     faults = [Fault(1_000_000, "stall", upward=True)] * 9
@@ -292,65 +243,3 @@ def test_server_that_stops_reading(redis_server: RedisServer) -> None:
         with pytest.raises(ServerLostError, match="failed 3 times: Timeout writing to socket"):
             pool.put(np.arange(40), random_blocks(40, 300_000))
         pool.close()
-
-
-def test_name_that_no_resolver_knows() -> None:
-    with pytest.raises(ServerLostError, match=r"redis://nowhere\.invalid:6379/0 failed 3 times"):
-        open_remote("redis://nowhere.invalid", n_blocks=1, block_bytes=1, timeout_s=TIMEOUT)
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        b"HTTP/1.1 400 Bad Request\r\n\r\n",
-        b"SSH-2.0-OpenSSH_9.2\r\n",
-        b"$abc\r\nabc\r\n",
-        b"*1\r\n+PONG\r\n",
-        b"*-1\r\n",
-        b":7\r\n",
-        b"+WRONG\r\n",
-        bytes(range(128, 256)) + b"\r\n",
-    ],
-)
-def test_what_answers_is_no_redis(answer: bytes) -> None:
-    message = r"what answers at redis://.* does not keep to Redis' protocol"
-    with impostor(lambda data: answer) as url, in_time(), pytest.raises(ServerLostError, match=message):
-        open_remote(url, n_blocks=1, block_bytes=1, timeout_s=TIMEOUT)
-
-
-@pytest.mark.parametrize("answer", [b"", b"$-7\r\n\r\n", b"$99999999\r\nx", b"+PON", b"no line end " * 100])
-def test_what_answers_never_ends(answer: bytes) -> None:
-    with impostor(lambda data: answer) as url, in_time(), pytest.raises(ServerLostError):
-        open_remote(url, n_blocks=1, block_bytes=1, timeout_s=TIMEOUT)
-
-
-@pytest.mark.parametrize(
-    ("answer", "kind", "message"),
-    [
-        (b"-LOADING Redis is loading the dataset in memory\r\n", ServerLostError, "is still loading its data"),
-        (b"-MOVED 3999 127.0.0.1:6381\r\n", DsakvError, "is a node of a cluster"),
-        (b"-READONLY You can't write against a read only replica.\r\n", DsakvError, "is a replica"),
-        (b"-MASTERDOWN Link with MASTER is down.\r\n", DsakvError, "is a replica"),
-        (b"-NOAUTH Authentication required.\r\n", DsakvError, "does not let this user in"),
-        (b"-MISCONF Errors writing to the disk.\r\n", DsakvError, "says: MISCONF Errors writing to the disk."),
-        (b"-ERR max number of clients reached\r\n", ServerLostError, "failed 3 times: max number of clients reached"),
-        (b"$3\r\nabc\r\n", ServerLostError, "does not keep to Redis' protocol"),
-    ],
-)
-def test_what_a_server_says_no_to(answer: bytes, kind: type[DsakvError], message: str) -> None:
-    def reply(data: bytes) -> bytes:
-        return b"+PONG\r\n" if b"PING" in data else b":0\r\n" if b"UNLINK" in data else answer
-
-    with impostor(reply) as url, in_time(exchanges=2), pool_at(url, timeout_s=TIMEOUT) as pool:
-        with pytest.raises(DsakvError) as caught:
-            pool.put(np.array([0]), random_blocks(1))
-        assert type(caught.value) is kind
-        assert message in caught.value.message
-        assert pool.counted.retries == (2 if kind is ServerLostError else 0)
-
-
-def test_loading_is_waited_for() -> None:
-    answers = iter([b"+PONG\r\n", b"-LOADING wait\r\n", b"-LOADING wait\r\n", b"+OK\r\n", b":1\r\n"])
-    with impostor(lambda data: next(answers)) as url, pool_at(url, timeout_s=TIMEOUT) as pool:
-        pool.put(np.array([0]), random_blocks(1))
-        assert pool.counted.retries == 2

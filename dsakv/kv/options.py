@@ -1,0 +1,116 @@
+"""How much of the KV is where."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from dsakv.errors import InputError
+from dsakv.policies.placement import Scope
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]i?)?(b))?", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """A size as users give it: blocks of each layer, bytes of all layers, or a share of all blocks."""
+
+    number: float
+    unit: Literal["blocks", "bytes", "share"]
+    text: str
+
+    @classmethod
+    def parse(cls, text: str, flag: str) -> Amount:
+        """``256`` blocks, ``0.25`` of them, ``512MiB`` or ``2GB``. Raises InputError, which names ``flag``."""
+        found = _AMOUNT.fullmatch(text.strip())
+        if found is None:
+            raise InputError(
+                f"{flag} {text!r} is no size", "give blocks a layer (256), a share of the KV (0.25) or bytes (512MiB)"
+            )
+        number, prefix, is_bytes = float(found[1]), (found[2] or "").lower(), found[3]
+        if is_bytes:
+            return cls(number * _UNITS[prefix], "bytes", text)
+        if "." in found[1]:
+            if not 0 < number <= 1:
+                raise InputError(f"{flag} {text} is no share", "shares lie above 0 and up to 1.0")
+            return cls(number, "share", text)
+        return cls(number, "blocks", text)
+
+    def blocks(self, n_blocks: int, block_bytes: int, layers: int, flag: str) -> int:
+        """Blocks of each layer that it means, of ``n_blocks``; at most these.
+
+        Raises InputError where it is not enough for one.
+        """
+        if self.unit == "bytes":
+            wanted = self.number / (block_bytes * layers)
+        else:
+            wanted = self.number * (n_blocks if self.unit == "share" else 1)
+        if wanted < 1:
+            raise InputError(
+                f"{flag} {self.text} is less than a block in each layer ({block_bytes * layers:,} bytes in all)",
+                "give more, or a smaller --kv-block-size",
+            )
+        return min(int(wanted), n_blocks)
+
+
+@dataclass(frozen=True, slots=True)
+class Tiers:
+    """Sizes in blocks: what options come to for a cache of ``n_blocks`` blocks in each layer."""
+
+    policy: str
+    scope: Scope
+    hot_blocks: int
+    """Of each layer on the device."""
+    local_blocks: int
+    """Of each layer in host memory: all of them, or with a remote home copies of some, or 0."""
+    home: Literal["local_pool", "remote_pool"]
+    write: Literal["through", "back"]
+    start: Literal["cold", "warm"]
+    n_blocks: int
+    block_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TierOptions:
+    """Which part of the KV the device keeps, and where the rest lives."""
+
+    hot: Amount
+    """On the device."""
+    policy: str = "lru"
+    """Name in ``policies.POLICIES``."""
+    scope: Scope = "layer"
+    local: Amount | None = None
+    """In host memory; None is all that is needed without ``remote``, and nothing with it."""
+    remote: str | None = None
+    """Where KV lives when host memory does not hold it; a URL."""
+    write: Literal["through", "back"] = "through"
+    """Whether a block is written home once it is full, or when it leaves the device."""
+    start: Literal["cold", "warm"] = "cold"
+    """Whether decode finds its prompt at home alone, or also on the device as far as that has room."""
+    timeout_s: float = 5.0
+    """What a remote pool may take to connect or answer."""
+
+    def resolve(self, n_blocks: int, block_bytes: int, layers: int) -> Tiers:
+        """Raises InputError where a capacity holds no block, or home not all of them."""
+        hot = self.hot.blocks(n_blocks, block_bytes, layers, "--kv-hot-capacity")
+        local = 0 if self.remote else n_blocks
+        if self.local is not None:
+            local = self.local.blocks(n_blocks, block_bytes, layers, "--kv-local")
+            if local < n_blocks and not self.remote:
+                raise InputError(
+                    f"--kv-local {self.local.text} holds {local:,} blocks of each layer; {n_blocks:,} may be in use",
+                    "raise it, give --kv-remote for the rest, or lower --batch-size or --kv-blocks",
+                )
+        return Tiers(
+            policy=self.policy,
+            scope=self.scope,
+            hot_blocks=hot,
+            local_blocks=local,
+            home="remote_pool" if self.remote else "local_pool",
+            write=self.write,
+            start=self.start,
+            n_blocks=n_blocks,
+            block_bytes=block_bytes,
+        )
