@@ -499,6 +499,21 @@ class FetchConfig(Section, frozen=True):
     burstgpt_file: Annotated[Text, key("CSV file in the data set's folder data/.")] = "BurstGPT_1.csv"
 
 
+class LinksConfig(Section, frozen=True):
+    block_bytes: Annotated[tuple[Count, ...], key("Sizes of blocks to measure, in bytes, multiples of 4.")] = (
+        1536,
+        6144,
+        24576,
+        98304,
+        393216,
+    )
+    rounds: Annotated[int, key("Batches of each kind to take the median of.", ge=1, le=1000)] = 7
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], key("Where blocks go to; auto takes CUDA where there is one.")
+    ] = "auto"
+    out: Annotated[Text, key("File for the profile, which analyze takes as --links.")] = "links.json"
+
+
 class Config(Section, frozen=True):
     """The whole experiment."""
 
@@ -519,6 +534,7 @@ class Config(Section, frozen=True):
     analyze: AnalyzeConfig = AnalyzeConfig()
     fetch: FetchConfig = FetchConfig()
     convert: ConvertConfig = ConvertConfig()
+    links: LinksConfig = LinksConfig()
 
 
 _RUNS = ("model", "launch", "engine", "kv", "trace")
@@ -534,6 +550,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "trace selfcheck": ("engine", "trace"),
         "analyze": ("analyze",),
         "convert": ("convert",),
+        "bench links": ("kv", "links"),
         **{f"fetch-data {name}": ("fetch",) for name in ("ruler", "longbenchv2", "sharegpt", "burstgpt")},
     }
 )
