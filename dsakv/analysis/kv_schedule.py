@@ -139,7 +139,9 @@ class Schedule:
             for request in requests:
                 del self._running[request]
             ids = self.tables.end(requests)
-            if len(ids):
+            if ended and ended[-1][0] == at:
+                ended[-1] = at, np.sort(np.concatenate([ended[-1][1], ids]))
+            elif len(ids):
                 ended.append((at, ids))
 
     def _require_same(self, batch: TraceBatch, first: Ints, which: Ints) -> None:

@@ -46,7 +46,7 @@ class KvSteps:
     warm is offered them before it. An entry for each layer of the step."""
     ended: Sequence[tuple[int, Ints]]
     """(r, ids [n] ascending): blocks that no running request holds any more, to drop after layer-step r - 1, before
-    what begins at r; r may be R."""
+    what begins at r; r may be R, and is there once."""
 
     def __len__(self) -> int:
         return len(self.layer)
@@ -79,7 +79,7 @@ class KvStepper:
             )
         self._schedule = Schedule(facts, block_size, id_of, forced)
         self._shift = block_size.bit_length() - 1 if block_size & (block_size - 1) == 0 else -1
-        self._size = block_size
+        self.block_size = block_size
         self._marks = np.zeros(0, dtype=np.int64)  # by id: four times the number of the layer-step, and what it is
         self._done = 0
 
@@ -116,7 +116,7 @@ class KvStepper:
         touched, open_touched = np.zeros((2, count), dtype=np.int64)
         _gather(
             batch.positions.astype(np.int32, copy=False), places, batch.seq_len.astype(np.int64), planned.row, first,
-            tables.grid, self._size, self._shift, self._marks, self._done,
+            tables.grid, self.block_size, self._shift, self._marks, self._done,
             ids, written, offsets, touched, open_touched,
         )  # fmt: skip
         self._done += count

@@ -7,7 +7,7 @@ for its pool and nothing is computed meanwhile, and what is not read from a pool
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -16,6 +16,7 @@ from dsakv.analysis.kv_facts import read_kv_facts
 from dsakv.analysis.kv_steps import kv_steps
 from dsakv.analysis.links import TIERS, Link, LinkProfile, Pool, load_links
 from dsakv.analysis.plan_answers import answers
+from dsakv.analysis.plan_as_run import as_run
 from dsakv.analysis.plan_facts import RunFacts, read_run_facts, step_time, tiers_took
 from dsakv.analysis.plan_rows import SizePlan, hot_sizes, plan_size
 from dsakv.config import AnalyzeConfig
@@ -55,9 +56,14 @@ def plan_passes(config: AnalyzeConfig) -> int:
 
 
 def plan_trace(
-    trace: TraceDir, config: AnalyzeConfig, links: LinkProfile, advance: Callable[[int], None]
+    trace: TraceDir,
+    config: AnalyzeConfig,
+    links: LinkProfile,
+    advance: Callable[[int], None],
+    kv_tiers: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The plan for one trace; ``advance`` is called with the bytes just read.
+    """The plan for one trace; ``advance`` is called with the bytes just read. ``kv_tiers`` is what the analysis found
+    of the run's own tiers.
 
     Raises:
         InputError: a bad record in strict mode, a trace that does not hold every decode step or says too little.
@@ -65,7 +71,7 @@ def plan_trace(
     """
     kv_facts = read_kv_facts(trace)
     run = read_run_facts(trace, advance)
-    took_us, _read_us = tiers_took(trace, len(run.engine_step))
+    took_us = tiers_took(trace, len(run.engine_step))
     base = step_time(run, config.base_tpot_ms, took_us, kv_facts.forced)
     own = kv_facts.block_size or SIZES[2]
     sizes = []
@@ -92,6 +98,7 @@ def plan_trace(
         "budget_percent": config.plan_budget,
         "block_tables": kv_facts.has_tables,
         "sizes": sizes,
+        "as_run": as_run(trace.run_meta or {}, kv_tiers, links, len(run.engine_step)),
     }
     return made | {"answers": answers(made, run, base, config.plan_hbm)}
 

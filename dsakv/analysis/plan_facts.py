@@ -191,10 +191,8 @@ def _slope(batch: Floats, wall_us: Floats) -> float:
     return max(float((off * wall_us).sum() / (off**2).sum()), 0.0)
 
 
-def tiers_took(trace: TraceDir, steps: int) -> tuple[float, dict[str, float]]:
-    """Microseconds a decode step that the run's own tiers took to read and write, and to read alone by tier.
-
-    Both are empty where the run had none.
+def tiers_took(trace: TraceDir, steps: int) -> float:
+    """Microseconds a decode step that the run's own tiers took to read and write; 0 where it had none.
 
     Raises:
         InputError: ``summary.json`` is damaged.
@@ -202,12 +200,11 @@ def tiers_took(trace: TraceDir, steps: int) -> tuple[float, dict[str, float]]:
     """
     path = trace.path / "summary.json"
     if "kv_tiers" not in (trace.run_meta or {}) or not path.exists():
-        return 0.0, {}
+        return 0.0
     try:
         decode = orjson.loads(path.read_bytes())["kv_tiers"]["transfers"]["decode"]
-        far = {tier: decode[tier] for tier in ("local_pool", "remote_pool") if tier in decode}
-        read = {tier: float(one["read_ms"] or 0.0) * 1e3 / steps for tier, one in far.items()}
-        wrote = sum(float(one["write_ms"] or 0.0) for one in far.values()) * 1e3 / steps
+        far = [decode[tier] for tier in ("local_pool", "remote_pool") if tier in decode]
+        took_ms = sum(float(one["read_ms"] or 0.0) + float(one["write_ms"] or 0.0) for one in far)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged: {error!r}", "repair it, or give --base-tpot-ms") from None
-    return sum(read.values()) + wrote, read
+    return took_ms * 1e3 / steps

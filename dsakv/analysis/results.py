@@ -28,8 +28,11 @@ def to_result(
     total: PartFigures,
     capacities: tuple[int, ...],
     policies: tuple[str, ...],
+    kv_tiers: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """What ``total`` says of one block size, with where it comes from; ``capacities`` are those asked for, resolved."""
+    """What ``total`` says of one block size, with where it comes from; ``capacities`` are those asked for, resolved,
+    ``kv_tiers`` as :func:`~dsakv.analysis.kv_check.check_tiers` found it.
+    """
     locality, caches, counts = total.locality[block_size], total.caches[block_size], total.counts
     figures = {**locality.result(), **_cache_figures(caches, config, capacities, policies)}
     options = msgspec.json.decode(msgspec.json.encode(config))
@@ -41,7 +44,7 @@ def to_result(
         "cache_scope": config.cache_scope,
         "step_union": config.step_union,
         "complete": not counts.rejected,
-        "warnings": _warnings(trace, config, total, figures),
+        "warnings": _warnings(trace, config, total, figures, kv_tiers),
         "run_meta": trace.run_meta,
         "input": {
             "files": counts.files,
@@ -60,6 +63,7 @@ def to_result(
             "unfinished_last_lines": counts.unfinished,
         },
         **figures,
+        "kv_tiers": kv_tiers,
         "layers": {
             str(layer): {**locality.result(layer), **_layer_caches(caches.lru, config, capacities, layer)}
             for layer in locality.layers
@@ -166,7 +170,13 @@ def _curve(curve: Curve) -> dict[str, Any]:
     return {**curve.points(), "knee": at}
 
 
-def _warnings(trace: TraceDir, config: AnalyzeConfig, total: PartFigures, figures: dict[str, Any]) -> list[str]:
+def _warnings(
+    trace: TraceDir,
+    config: AnalyzeConfig,
+    total: PartFigures,
+    figures: dict[str, Any],
+    kv_tiers: dict[str, Any] | None,
+) -> list[str]:
     counts, warnings = total.counts, []
     if has_random_weights(trace.run_meta):
         warnings.append("the model's weights are random: locality numbers mean nothing")
@@ -180,6 +190,8 @@ def _warnings(trace: TraceDir, config: AnalyzeConfig, total: PartFigures, figure
     layers = max(len(locality.layers) for locality in total.locality.values())
     if config.by_layer and layers > 1 and not figures["overlap"]["layers"]["jaccard"]["count"]:
         warnings.append("the layers of a step do not follow each other in the trace: their overlap was not counted")
+    if kv_tiers is not None and kv_tiers["agree"] is False:
+        warnings.append(f"the tiers of the run and their replay disagree: {kv_tiers['reason']}")
     warnings += [f"{place}: an unfinished last line was dropped" for place in counts.unfinished]
     return warnings + _unfinished(trace)
 

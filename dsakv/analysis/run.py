@@ -4,6 +4,7 @@
    before lies in its own part; where a request turns out to be in two, the trace is read again as one part.
 2. Caches that requests share (``--cache-scope layer`` or ``run``), in the order of the engine's steps.
 3. Policies at capacities that are fractions: of what, the first passes have found.
+4. The tiers of a run that kept its KV in some, replayed in the order of the engine's steps.
 
 Where the trace does not tell its block size, the first records are looked at before.
 """
@@ -17,6 +18,7 @@ from typing import Any
 import msgspec
 
 from dsakv.analysis.decide import decide
+from dsakv.analysis.kv_check import check_tiers, has_tiers
 from dsakv.analysis.part import PartFigures, Task, analyze_part, run_wide_caches
 from dsakv.analysis.results import resolved, to_result
 from dsakv.analysis.side_facts import read_side_facts
@@ -32,11 +34,11 @@ LARGEST_BLOCK = (1 << 31) - 1
 """Positions are 32-bit integers."""
 
 
-def passes(config: AnalyzeConfig) -> int:
-    """How often :func:`analyze_trace` reads a trace."""
+def passes(trace: TraceDir, config: AnalyzeConfig) -> int:
+    """How often :func:`analyze_trace` reads ``trace``."""
     wide = config.cache_scope in ("layer", "run")
     again = any(given < 1 for given in config.lru_caps) and bool(chosen(config.policies, config.cache_scope))
-    return 1 + wide + again
+    return 1 + wide + again + has_tiers(trace, config)
 
 
 def analyze_trace(trace: TraceDir, config: AnalyzeConfig, advance: Callable[[int], None]) -> list[dict[str, Any]]:
@@ -95,7 +97,12 @@ def analyze_trace(trace: TraceDir, config: AnalyzeConfig, advance: Callable[[int
             simulated = _count(units, again, advance).caches
         for size in block_sizes:
             total.caches[size].policies = simulated[size].policies
-    results = [to_result(trace, config, size, total, capacities[size], policies) for size in block_sizes]
+    checked = check_tiers(trace, units, config, advance) if has_tiers(trace, config) else None
+    own = (trace.run_meta or {}).get("block_size_tokens")
+    results = [
+        to_result(trace, config, size, total, capacities[size], policies, checked if size == own else None)
+        for size in block_sizes
+    ]
     curves = [total.caches[size].lru for size in block_sizes]
     for result, answers in zip(results, decide(results, curves), strict=True):
         result["decision"] = answers

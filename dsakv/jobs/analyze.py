@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,18 +54,20 @@ def analyze(config: AnalyzeConfig, console: Console) -> AnalysisOutcome:
 
     results: list[dict[str, Any]] = []
     warnings: list[str] = []
-    with _progress(traces, f"analyzing {root}", console, passes(config)) as read:
+    reads = [passes(trace, config) for trace in traces]
+    with _progress(traces, f"analyzing {root}", console, reads) as read:
         for trace in traces:
             found = analyze_trace(trace, config, read)
             results += found
             warnings += [f"{trace.path}: {warning}" for warning in found[0]["warnings"]]
     if links is not None:
-        with _progress(traces, f"planning {root}", console, plan_passes(config)) as read:
+        with _progress(traces, f"planning {root}", console, [plan_passes(config)] * len(traces)) as read:
             for trace in traces:
-                plan = plan_trace(trace, config, links, read)
-                for result in results:
-                    if result["trace_dir"] == str(trace.path):
-                        result["plan"] = plan
+                mine = [result for result in results if result["trace_dir"] == str(trace.path)]
+                tiers = next((result["kv_tiers"] for result in mine if result["kv_tiers"]), None)
+                plan = plan_trace(trace, config, links, read, tiers)
+                for result in mine:
+                    result["plan"] = plan
     for warning in warnings:
         console.warn(warning)
 
@@ -90,17 +92,19 @@ def _to_parquet(
             "convert with --on-error strict, after repairing or removing what is bad",
         )
     target = Path(str(config.to_parquet))
-    with _progress(traces, f"converting {root}", console) as read:
+    with _progress(traces, f"converting {root}", console, [1] * len(traces)) as read:
         to_parquet(traces, root, target, console.warn, read)
     console.info(f"copy: {target}")
     return target, find_traces(target)
 
 
 def _progress(
-    traces: Iterable[TraceDir], what: str, console: Console, passes: int = 1
+    traces: Sequence[TraceDir], what: str, console: Console, reads: Sequence[int]
 ) -> AbstractContextManager[Callable[[int], None]]:
-    """A bar in megabytes, advanced by bytes."""
-    total = passes * sum(shard.stat().st_size for trace in traces for shard in trace.shards)
+    """A bar in megabytes, advanced by bytes, for traces that are each read so often."""
+    total = sum(
+        often * shard.stat().st_size for trace, often in zip(traces, reads, strict=True) for shard in trace.shards
+    )
     return console.megabytes(total, what)
 
 

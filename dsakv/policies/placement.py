@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dsakv.policies.base import Ints, Policy
+from dsakv.policies.base import Ints, Policy, doubled, enlarged
 
 HBM, LOCAL, REMOTE = 0, 1, 2
 """The tiers by number, from the nearest on."""
@@ -87,6 +87,12 @@ class Placement:
         self._local = _Copies(options, options.local) if options.local else None
         self._read = np.zeros((n_blocks, options.layers), dtype=np.bool_)
         self._mark = np.zeros(n_blocks * options.layers, dtype=np.bool_)
+
+    def reserve(self, n_blocks: int) -> None:
+        """Take blocks up to ``n_blocks - 1``, for who does not know at the start how many there will be."""
+        rows, layers = doubled(len(self._read), n_blocks), self.options.layers
+        self._read = enlarged(self._read, (rows, layers))
+        self._mark = enlarged(self._mark, (rows * layers,))
 
     def step(self, layer: int, blocks: Ints, written: NDArray[np.bool_] | None = None) -> Placed:
         """A layer needs the set ``blocks`` [k] at once, ascending; those that are ``written`` [k] were just filled on

@@ -1,4 +1,4 @@
-"""Tables of a result's distributions, and of its layers."""
+"""Tables of a result's distributions, of its layers, and of the tiers of its run."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 from dsakv.report.compare import Result, layers
 from dsakv.report.measures import layer_measures
 from dsakv.report.tables import BELOW, below_note
-from dsakv.report.text import TableData, figure, percent, plural
+from dsakv.report.text import TableData, figure, percent, plural, printable
 
 _SPREAD = ("mean", "std", "min", "max")
+_TIERS = {"hbm": "the device", "local_pool": "host memory", "remote_pool": "the remote pool"}
 
 
 def locality(result: Result) -> TableData:
@@ -96,6 +97,41 @@ def hit_rate_by_layer(result: Result) -> TableData | None:
         *(f"{entry['capacity_blocks']:,} blocks{BELOW if entry['below_step_set_p95'] else ''}" for _, entry in entries),
     )
     return TableData("LRU hit rate by layer", columns, rows, below_note(result), frozenset())
+
+
+def kv_tiers(result: Result) -> TableData | None:
+    """Where decode found its blocks, in the run and in the replay of its trace; None where all were on the device."""
+    tiers = result.get("kv_tiers")
+    if tiers is None:
+        return None
+    sides = [tiers[side] or {} for side in ("measured", "replayed")]
+    rows = [
+        (words, *(figure(side[name].get("hits", 0)) if name in side else "0" if side else "-" for side in sides))
+        for name, words in _TIERS.items()
+        if any(name in side for side in sides)
+    ]
+    notes = [_hit_rate(sides[0] or sides[1])]
+    if tiers["agree"]:
+        notes.append("The replay finds as many as the run did in each tier, and moves as much: others can be tried "
+                     "on this trace without running them.")  # fmt: skip
+    else:
+        what = "Not compared" if tiers["agree"] is None else "They disagree"
+        notes.append(f"{what}: {printable(tiers['reason'])}.")
+    columns = ("blocks found in", "measured", "replayed")
+    return TableData("KV tiers in decode", columns, rows, " ".join(note for note in notes if note))
+
+
+def _hit_rate(transfers: dict[str, dict[str, Any]]) -> str:
+    """The share of blocks that the device had, over all and over those that some cache could have had."""
+    found, cold = (sum(tier.get(name) or 0 for tier in transfers.values()) for name in ("hits", "cold"))
+    near = transfers.get("hbm", {}).get("hits") or 0
+    if not found:
+        return ""
+    again = percent(near / (found - cold)) if found > cold else "-"
+    return (
+        f"Hit rate {percent(near / found)}; {again} without the {plural(int(cold), 'block')} that came to the device "
+        "for the first time, which no policy has there before."
+    )
 
 
 def _spread(name: str, distribution: dict[str, Any]) -> tuple[str, ...]:

@@ -98,6 +98,8 @@ class _Page:
             self._plots(charts),
             _pair(tables.caches(result), tables.targets(result)),
         ]
+        if (tiers := detail_tables.kv_tiers(result)) is not None:
+            parts.append(f"<h3>{escape(tiers.title)}</h3>{_table(tiers, caption=False)}")
         if sizes:
             parts.append("<h3>Block sizes</h3>")
             parts.append(self._plots([run_charts.block_size_rates(run), run_charts.amplification(run)]))

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from dsakv.report import tables
 from dsakv.report.compare import Capacity, Result, Run, cache_scope, capacities, ceiling, curve, layers, runs
-from dsakv.report.detail_tables import reuse_marks
+from dsakv.report.detail_tables import kv_tiers, reuse_marks
 from dsakv.report.grids import RANDOM, columns_of, data_table, indented
 from dsakv.report.measures import JACCARD, NEED_90, NEEDLES, OVER_CHANCE, Measure, layer_measures, run_measures
 from dsakv.report.plan_terminal import plan_of
@@ -112,6 +112,8 @@ def _details(run: Run) -> list[RenderableType]:
     parts += [Text(), *_caches(result), Text(), *_locality(result)]
     if result["layers"]:
         parts += [Text(), *_layers(result)]
+    if (tiers := kv_tiers(result)) is not None:
+        parts += [Text(), Text(tiers.title, style="bold"), data_table(tiers), Text(tiers.note, style="dim")]
     if len(run.results) > 1:
         data = tables.block_sizes(run)
         parts += [Text(), Text(data.title, style="bold"), data_table(replace(data, columns=_BLOCK_SIZES))]

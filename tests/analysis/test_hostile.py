@@ -139,4 +139,4 @@ def test_every_pass_counts_as_progress(tmp_path: Path, scope: Any, caps: tuple[f
     config = AnalyzeConfig(block_size=4, cache_scope=scope, lru_caps=caps)
     told: list[int] = []
     analyze_trace(trace, config, told.append)
-    assert sum(told) == passes(config) * sum(shard.stat().st_size for shard in trace.shards)
+    assert sum(told) == passes(trace, config) * sum(shard.stat().st_size for shard in trace.shards)

@@ -15,6 +15,7 @@ from dsakv.analysis.kv_steps import kv_steps
 from dsakv.analysis.links import Link, LinkProfile, Pool, load_links
 from dsakv.analysis.plan import check_plan, plan_passes, plan_trace
 from dsakv.analysis.plan_answers import answers
+from dsakv.analysis.plan_as_run import as_run
 from dsakv.analysis.plan_concurrency import concurrency
 from dsakv.analysis.plan_facts import RunFacts, StepTime, read_run_facts, step_time, tiers_took
 from dsakv.analysis.plan_rows import hot_sizes
@@ -126,11 +127,11 @@ def test_step_time_grows_with_the_batch_where_the_trace_tells() -> None:
 
 def test_what_a_run_with_tiers_took_is_taken_off(tmp_path: Path) -> None:
     trace = write(tmp_path, kv_tiers={})
-    assert tiers_took(trace, 10) == (0.0, {})
+    assert tiers_took(trace, 10) == 0.0
     one = {"read_ms": 30.0, "write_ms": 10.0}
     decode = {"hbm": one, "local_pool": one}
     (trace.path / "summary.json").write_bytes(orjson.dumps({"kv_tiers": {"transfers": {"decode": decode}}}))
-    assert tiers_took(trace, 10) == (4000.0, {"local_pool": 3000.0})
+    assert tiers_took(trace, 10) == 4000.0
     with pytest.raises(InputError, match="longer than all decode steps"):
         planned(trace)
     (trace.path / "summary.json").write_bytes(b"{}")
@@ -223,3 +224,30 @@ def test_options_that_mean_nothing() -> None:
     with pytest.raises(InputError, match="no link profile"):
         check_plan(AnalyzeConfig(links="pcie9"))
     assert plan_passes(AnalyzeConfig(block_sizes=(1, 4))) == 3
+
+
+def test_the_run_as_it_was_stands_beside_what_was_measured() -> None:
+    had = {"policy": "lru", "scope": "layer", "hot_blocks": 9, "local_blocks": 0, "home": "local_pool", "start": "cold",
+           "write": "through", "block_bytes": 4000}  # fmt: skip
+    meta = {"kv_tiers": had, "block_size_tokens": 4}
+    counts = {"reads": 20, "read_ops": 100, "bytes_read": 400_000}
+    found = as_run(
+        meta,
+        {"replayed": {"local_pool": counts, "hbm": counts}, "measured": {"local_pool": {"read_ms": 3.0}}},
+        LINKS,
+        10,
+    )
+    assert found is not None
+    assert found["tiers"] == {
+        "local_pool": {
+            "batches_per_step": 2.0,
+            "blocks_per_step": 10.0,
+            "bytes_per_step": 40_000.0,
+            "predicted_ms": pytest.approx((2 * 10 + 10 * (0.5 + 2.0)) / 1e3),
+            "measured_ms": 0.3,
+        }
+    }
+    assert as_run(meta, None, LINKS, 10) is None
+    far = as_run(meta, {"replayed": {"remote_pool": counts}, "measured": None}, LINKS, 10)
+    assert far is not None
+    assert (far["tiers"]["remote_pool"]["predicted_ms"], far["tiers"]["remote_pool"]["measured_ms"]) == (None, None)
