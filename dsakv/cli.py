@@ -34,6 +34,8 @@ trace_app = typer.Typer(help="Run a workload and record what the indexer selects
 app.add_typer(trace_app, name="trace")
 fetch_app = typer.Typer(help="Download a data set from the Hugging Face hub and write it as plain files.")
 app.add_typer(fetch_app, name="fetch-data")
+bench_app = typer.Typer(help="Measure this machine.")
+app.add_typer(bench_app, name="bench")
 
 # Typer carries its own click or stands on the real one: its public BadParameter leads to the base of either.
 UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__bases__[0])
@@ -199,6 +201,23 @@ def convert(config: Config) -> None:
     console = Console()
     for path in run_convert(config.convert, console):
         console.print_data(str(path))
+
+
+TIERS_ONLY = {f"kv.{name}" for name in ("hot_capacity", "policy", "scope", "local", "write", "start")}
+"""Keys of tiers that links have nothing to do with."""
+
+
+@bench_app.command("links")
+@configured("bench links", without=TIERS_ONLY)
+def bench_links(config: Config) -> None:
+    """Measure the links between KV pools and the device, for analyze --plan."""
+    from dsakv.console import Console
+    from dsakv.jobs.bench_links import bench_links as measure
+    from dsakv.report.links_report import render
+
+    console = Console()
+    measured = measure(config, console)
+    console.print_table(render(measured.profile, measured.batches))
 
 
 FETCHED = {"fetch.out", "fetch.limit", "fetch.revision"}

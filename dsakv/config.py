@@ -438,6 +438,37 @@ class AnalyzeConfig(Section, frozen=True):
     max_steps_per_stream: Annotated[int, key("Records of each stream to analyze; 0 takes all.", ge=0)] = 0
     prefill_tail: Annotated[bool, key("Include the recorded tail of the prefill (negative steps).")] = False
     skip_dense: Annotated[bool, key("Leave out records that select every token (sequences up to top-k).")] = False
+    plan: Annotated[
+        bool,
+        key("Also plan for tiers: what each hot capacity and block size would fetch in decode, and how long it takes."),
+    ] = False
+    links: Annotated[
+        Text,
+        key(
+            "Link to host memory, perhaps +link to the remote pool: pcie4, pcie5, nvlink-c2c, rdma-400g, nvme, nvme5 "
+            "(nominal), or FILE.json of bench links."
+        ),
+    ] = "pcie5"
+    plan_policies: Annotated[tuple[Text, ...], key("Eviction policies to plan with.")] = ("lru",)
+    plan_hot: Annotated[
+        tuple[Capacity, ...],
+        key(
+            "Hot capacities to plan with: up to 1 a share of the KV that is there at a time, above that blocks of a "
+            "layer, of the trace's size."
+        ),
+    ] = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
+    plan_budget: Annotated[float, key("Percent that offloading may add to TPOT.", gt=0.0, le=1e6)] = 10.0
+    plan_hbm: Annotated[
+        float, key("Bytes of device memory for KV; 0 is what the KV of the trace's batch took.", ge=0.0, le=1e18)
+    ] = 0.0
+    base_tpot_ms: Annotated[
+        float,
+        key(
+            "TPOT without offloading, for planning for another device; 0 takes what the trace's decode steps took.",
+            ge=0.0,
+            le=1e9,
+        ),
+    ] = 0.0
     workers: Annotated[int, key("Processes that read shards side by side.", ge=1)] = 1
     scheduler: Annotated[
         Text | None, key("Address of a Dask scheduler (tcp://host:port) whose workers read the shards instead.")
@@ -468,6 +499,21 @@ class FetchConfig(Section, frozen=True):
     burstgpt_file: Annotated[Text, key("CSV file in the data set's folder data/.")] = "BurstGPT_1.csv"
 
 
+class LinksConfig(Section, frozen=True):
+    block_bytes: Annotated[tuple[Count, ...], key("Sizes of blocks to measure, in bytes, multiples of 4.")] = (
+        1536,
+        6144,
+        24576,
+        98304,
+        393216,
+    )
+    rounds: Annotated[int, key("Batches of each kind to take the median of.", ge=1, le=1000)] = 7
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], key("Where blocks go to; auto takes CUDA where there is one.")
+    ] = "auto"
+    out: Annotated[Text, key("File for the profile, which analyze takes as --links.")] = "links.json"
+
+
 class Config(Section, frozen=True):
     """The whole experiment."""
 
@@ -488,6 +534,7 @@ class Config(Section, frozen=True):
     analyze: AnalyzeConfig = AnalyzeConfig()
     fetch: FetchConfig = FetchConfig()
     convert: ConvertConfig = ConvertConfig()
+    links: LinksConfig = LinksConfig()
 
 
 _RUNS = ("model", "launch", "engine", "kv", "trace")
@@ -503,6 +550,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "trace selfcheck": ("engine", "trace"),
         "analyze": ("analyze",),
         "convert": ("convert",),
+        "bench links": ("kv", "links"),
         **{f"fetch-data {name}": ("fetch",) for name in ("ruler", "longbenchv2", "sharegpt", "burstgpt")},
     }
 )

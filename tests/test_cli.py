@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from dsakv import __version__
-from dsakv.cli import guarded, run
+from dsakv.cli import TIERS_ONLY, guarded, run
 from dsakv.config import SECTIONS, Config
 from dsakv.errors import DsakvError, InputError
 from dsakv.options import configured
@@ -41,6 +41,7 @@ def test_without_arguments_comes_the_help(capsys: pytest.CaptureFixture[str]) ->
         ("trace ruler --help", "trace ruler", {"trace.enable", "workload.max_new_tokens_cap"}),
         ("analyze --help", "analyze", set()),
         ("convert --help", "convert", set()),
+        ("bench links --help", "bench links", TIERS_ONLY),
         (
             "fetch-data ruler --help",
             "fetch-data ruler",

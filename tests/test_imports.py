@@ -129,6 +129,7 @@ def test_torch_stays_in_its_rooms(module: str) -> None:
         "trace selfcheck -x",
         "fetch-data ruler --help",
         "convert --help",
+        "bench links --help",
     ],
 )
 def test_help_loads_nothing_heavy(arguments: str) -> None:

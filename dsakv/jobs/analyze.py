@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from dsakv.analysis.plan import check_plan, plan_passes, plan_trace
 from dsakv.analysis.run import analyze_trace, passes
 from dsakv.config import AnalyzeConfig
 from dsakv.console import Console
@@ -43,6 +44,7 @@ def analyze(config: AnalyzeConfig, console: Console) -> AnalysisOutcome:
     """
     root = Path(config.input) if config.input is not None else newest_run(Path("outputs"))
     traces = find_traces(root)
+    links = check_plan(config) if config.plan else None
     if config.to_parquet is not None:
         _check_targets([Path(path) for path in (config.out, config.report) if path is not None], traces)
         root, traces = _to_parquet(root, traces, config, console)
@@ -58,6 +60,14 @@ def analyze(config: AnalyzeConfig, console: Console) -> AnalysisOutcome:
             found = analyze_trace(trace, config, read)
             results += found
             warnings += [f"{trace.path}: {warning}" for warning in found[0]["warnings"]]
+    if links is not None:
+        with _progress(traces, f"planning {root}", console, [plan_passes(config)] * len(traces)) as read:
+            for trace in traces:
+                mine = [result for result in results if result["trace_dir"] == str(trace.path)]
+                tiers = next((result["kv_tiers"] for result in mine if result["kv_tiers"]), None)
+                plan = plan_trace(trace, config, links, read, tiers)
+                for result in mine:
+                    result["plan"] = plan
     for warning in warnings:
         console.warn(warning)
 

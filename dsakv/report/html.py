@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from dsakv.report import detail_tables, run_charts, tables
+from dsakv.report import detail_tables, plan_charts, plan_tables, run_charts, tables
 from dsakv.report.assets import SCRIPT, STYLE
 from dsakv.report.charts import Chart
 from dsakv.report.compare import Result, Run, cache_scope, runs
@@ -69,6 +69,7 @@ class _Page:
         if len(compared) > 1:
             parts.append(self._side_by_side(compared))
         parts += [self._run(run, place, len(compared) == 1) for place, run in enumerate(compared)]
+        parts += [self._plan(run, place, len(compared) == 1) for place, run in enumerate(compared)]
         parts.append(_definitions(compared))
         return "\n".join(parts)
 
@@ -113,6 +114,19 @@ class _Page:
         parts.append(_provenance(run) + "</section>")
         return "\n".join(parts)
 
+    def _plan(self, run: Run, place: int, alone: bool) -> str:
+        plan = run.lead.get("plan")
+        if plan is None:
+            return ""
+        heading = "Plan for tiers" if alone else f"Plan for tiers: {escape(run.label)}"
+        alarm = f'<p class="warning loud">{RANDOM}</p>' if run.random_weights else ""
+        told = "".join(f'<p class="note">{escape(line)}</p>' for line in plan_tables.premises(plan))
+        made = _answers(tables.answered(plan["answers"]), alone)
+        card = f'<div class="cards"><div class="card"><dl>{made}</dl></div></div>'
+        shown = "".join(_table(data) for data in plan_tables.every(plan))
+        charts = self._plots(plan_charts.charts(plan))
+        return f'<section id="plan{place}"><h2>{heading}</h2>{alarm}{told}{card}{charts}{shown}</section>'
+
     def _plots(self, charts: Sequence[Chart]) -> str:
         boxes = []
         for chart in charts:
@@ -139,6 +153,9 @@ def _contents(compared: Sequence[Run]) -> str:
     links = [("decision", "Decision")]
     links += [("runs", "Runs side by side")] if len(compared) > 1 else []
     links += [(f"run{i}", run.label if len(compared) > 1 else "Figures") for i, run in enumerate(compared)]
+    for i, run in enumerate(compared):
+        if "plan" in run.lead:
+            links.append((f"plan{i}", "Plan for tiers" if len(compared) == 1 else f"Plan for tiers: {run.label}"))
     links.append(("definitions", "Definitions"))
     noscript = '<p class="note unscripted">Charts need JavaScript; the figures are in tables too.</p>'
     return "<nav>" + "".join(f'<a href="#{to}">{escape(name)}</a>' for to, name in links) + f"</nav>{noscript}"
@@ -148,12 +165,7 @@ def _card(run: Run, alone: bool) -> str:
     """The answers of one run; where there are none, what the decision table advises."""
     made = tables.decisions(run.lead)
     if made:
-        rows = "".join(
-            f"<dt>{escape(one.question)}</dt><dd><b>{escape(one.answer)}</b> {escape(one.because)}</dd>"
-            f'<dd class="basis"><details{" open" if alone else ""}><summary>rule and figures</summary>'
-            f"Rule: {escape(one.rule)}.<br>Measured: {escape(one.measured)}</details></dd>"
-            for one in made
-        )
+        rows = _answers(made, alone)
     else:
         data = tables.advice(run.lead)
         rows = "".join(
@@ -166,6 +178,16 @@ def _card(run: Run, alone: bool) -> str:
         alarm += f'<p class="warning">Note: {escape(run.caveat)}.</p>'
     size = run.lead["block_size_tokens"]
     return f'<div class="card"><h3>{escape(run.label)}, blocks of {size} tokens</h3>{alarm}<dl>{rows}</dl></div>'
+
+
+def _answers(made: Sequence[tables.Decision], unfolded: bool) -> str:
+    """Questions with their answers, rules and figures."""
+    return "".join(
+        f"<dt>{escape(one.question)}</dt><dd><b>{escape(one.answer)}</b> {escape(one.because)}</dd>"
+        f'<dd class="basis"><details{" open" if unfolded else ""}><summary>rule and figures</summary>'
+        f"Rule: {escape(one.rule)}.<br>Measured: {escape(one.measured)}</details></dd>"
+        for one in made
+    )
 
 
 def _tiles(run: Run) -> str:

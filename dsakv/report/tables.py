@@ -66,8 +66,13 @@ class Decision:
 
 def decisions(result: Result) -> list[Decision]:
     """The decision in plain words; none where a trace gives no ground for any."""
+    return answered(result.get("decision", []))
+
+
+def answered(entries: Sequence[dict[str, Any]]) -> list[Decision]:
+    """Answers as they stand in the results, in plain words."""
     made = []
-    for entry in result.get("decision", []):
+    for entry in entries:
         measured = ", ".join(
             f"{name.replace('_', ' ')} {value if isinstance(value, str) else figure(value)}"
             for name, value in entry["measured"].items()

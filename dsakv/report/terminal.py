@@ -12,7 +12,6 @@ from typing import Any
 from rich.bar import Bar
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.measure import Measurement
-from rich.padding import Padding
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
@@ -20,10 +19,11 @@ from rich.text import Text
 from dsakv.report import tables
 from dsakv.report.compare import Capacity, Result, Run, cache_scope, capacities, ceiling, curve, layers, runs
 from dsakv.report.detail_tables import kv_tiers, reuse_marks
+from dsakv.report.grids import RANDOM, columns_of, data_table, indented
 from dsakv.report.measures import JACCARD, NEED_90, NEEDLES, OVER_CHANCE, Measure, layer_measures, run_measures
+from dsakv.report.plan_terminal import plan_of
 from dsakv.report.text import TableData, figure, percent, plural, printable, short, size
 
-RANDOM = "RANDOM WEIGHTS: noise, not a model. Do not act on any figure below."
 _LEVELS = "▁▂▃▄▅▆▇█"
 _BAR = 14
 _BLOCK_SIZES = ("block", "blocks", "tok/blk", "ampl.", "chance", "for 90%", "tokens", "hit rate", "Jaccard")
@@ -38,11 +38,13 @@ def render(document: dict[str, Any]) -> Group:
     for run in compared:
         parts += _decision(run, len(compared) == 1)
     rules = {one.question: one.rule for run in compared for one in tables.decisions(run.lead)}
-    parts += [_indented(Text(f"{question} Rule: {rule}.", style="dim"), 0) for question, rule in rules.items()]
+    parts += [indented(Text(f"{question} Rule: {rule}.", style="dim"), 0) for question, rule in rules.items()]
     if len(compared) > 1:
         parts += [Text(), Rule(Text("Runs side by side"), align="left"), _Comparison(compared)]
     for run in compared:
         parts += _details(run)
+    for run in compared:
+        parts += plan_of(run, len(compared) == 1)
     return Group(*parts)
 
 
@@ -69,10 +71,10 @@ def _decision(run: Run, alone: bool) -> list[RenderableType]:
         parts.append(Text(f"Note: {run.caveat}.", style="yellow"))
     made = tables.decisions(run.lead)
     for one in made:
-        parts += [Text(one.question, style="dim"), _indented(Text.assemble((one.answer, "bold"), " ", one.because))]
+        parts += [Text(one.question, style="dim"), indented(Text.assemble((one.answer, "bold"), " ", one.because))]
     if not made:
         data = tables.advice(run.lead)
-        parts += [_indented(Text(words, style="bold"), 0) for _, _, words, _ in data.rows]
+        parts += [indented(Text(words, style="bold"), 0) for _, _, words, _ in data.rows]
         parts += [Text(data.note)] if data.note else []
     return parts
 
@@ -96,7 +98,7 @@ class _Comparison:
 
     def _table(self, chosen: Sequence[Measure]) -> Table:
         rows = [(run.label, *(measure.show(measure.value(run.lead)) for measure in chosen)) for run in self.runs]
-        return _table(TableData("", ("run", *(measure.brief for measure in chosen)), rows))
+        return data_table(TableData("", ("run", *(measure.brief for measure in chosen)), rows))
 
 
 def _details(run: Run) -> list[RenderableType]:
@@ -111,10 +113,10 @@ def _details(run: Run) -> list[RenderableType]:
     if result["layers"]:
         parts += [Text(), *_layers(result)]
     if (tiers := kv_tiers(result)) is not None:
-        parts += [Text(), Text(tiers.title, style="bold"), _table(tiers), Text(tiers.note, style="dim")]
+        parts += [Text(), Text(tiers.title, style="bold"), data_table(tiers), Text(tiers.note, style="dim")]
     if len(run.results) > 1:
         data = tables.block_sizes(run)
-        parts += [Text(), Text(data.title, style="bold"), _table(replace(data, columns=_BLOCK_SIZES))]
+        parts += [Text(), Text(data.title, style="bold"), data_table(replace(data, columns=_BLOCK_SIZES))]
         parts.append(Text(data.note, style="dim"))
     if tables.decisions(result):  # else it stands at the top already
         parts += [Text(), *_advice(result)]
@@ -127,7 +129,7 @@ def _caches(result: Result) -> list[RenderableType]:
     known = result["lru_curve"]["blocks_per_cache"]
     title = f"Hit rate by capacity, blocks of {result['block_size_tokens']} tokens"
     parts: list[RenderableType] = [Text(title, style="bold")]
-    grid = _grid(("blocks", "share", "memory", f"LRU {result['lru_mode']}", "", "OPT", "better policy"), {3, 6})
+    grid = columns_of(("blocks", "share", "memory", f"LRU {result['lru_mode']}", "", "OPT", "better policy"), {3, 6})
     for entry in found:
         grid.add_row(
             Text(figure(entry.blocks) + ("" if entry.fits_a_step else tables.BELOW)),
@@ -200,7 +202,7 @@ def _locality(result: Result) -> list[RenderableType]:
 def _layers(result: Result) -> list[RenderableType]:
     """A picture of each figure over the layers, with the layers where it is least and greatest."""
     found = layers(result)
-    grid = _grid(("", f"layers {found[0][0]} to {found[-1][0]}", "least", "greatest"), {0, 1, 2, 3})
+    grid = columns_of(("", f"layers {found[0][0]} to {found[-1][0]}", "least", "greatest"), {0, 1, 2, 3})
     wanted = [m for m in layer_measures(result) if m in (JACCARD, NEED_90, OVER_CHANCE, NEEDLES)]
     for measure in wanted:
         values = [measure.value(one) for _, one in found]
@@ -231,23 +233,5 @@ def _advice(result: Result) -> list[RenderableType]:
     data = tables.advice(result)
     parts: list[RenderableType] = [Text(data.title, style="bold")]
     for rule, measured, words, _ in data.rows:
-        parts += [_indented(Text.assemble((f"{rule} {measured}: ", "dim"), words), 0)]
+        parts += [indented(Text.assemble((f"{rule} {measured}: ", "dim"), words), 0)]
     return parts + ([Text(data.note)] if data.note else [])
-
-
-def _indented(text: Text, by: int = 2) -> Padding:
-    return Padding(text, (0, 0, 0, by))
-
-
-def _grid(columns: Sequence[str], left: set[int]) -> Table:
-    grid = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
-    for i, column in enumerate(columns):
-        grid.add_column(Text(column), justify="left" if i in left else "right", no_wrap=i not in left, overflow="fold")
-    return grid
-
-
-def _table(data: TableData) -> Table:
-    table = _grid(data.columns, set(data.words))
-    for row in data.rows:
-        table.add_row(*(Text(cell) for cell in row))
-    return table

@@ -9,6 +9,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from dsakv.report import terminal
+from dsakv.report.grids import RANDOM
 from dsakv.report.terminal import sparkline
 from tests.report.documents import KINDS, NASTY, analyzed, document, four_runs, write_trace
 
@@ -67,7 +68,7 @@ def test_nothing_from_the_trace_steers_the_terminal(tmp_path: Path) -> None:
 def test_random_weights_and_warnings_are_said(tmp_path: Path) -> None:
     write_trace(tmp_path / "run", random=True)
     shown = printed(analyzed(tmp_path))
-    assert shown.index(terminal.RANDOM) < shown.index("Hit rate by capacity")
+    assert shown.index(RANDOM) < shown.index("Hit rate by capacity")
     assert "warning: the model's weights are random" in shown
 
 
