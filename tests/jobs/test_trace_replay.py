@@ -10,8 +10,10 @@ import pytest
 
 from dsakv.cli import run
 from tests.jobs.test_trace import command, ruler, stopping
+from tests.kv.tiers.conftest import redis_server
+from tests.kv.tiers.servers import RedisServer
 
-__all__ = ["ruler", "stopping"]  # fixtures
+__all__ = ["redis_server", "ruler", "stopping"]  # fixtures
 
 CASES = {
     "host memory": ["--kv-hot-capacity", "3", "--kv-block-size", "16", "--batch-size", "2"],
@@ -54,3 +56,30 @@ def test_the_replay_gives_the_counts_of_the_run(stopping: Path, ruler: Path, tmp
     assert (found.get("local_pool", 0) > 0) == (name != "one at a time")
     written = tiers["replayed"][result["run_meta"]["kv_tiers"]["home"]]["write_ops"]
     assert written is None if name == "remote with copies" else written > 0
+
+
+def test_planned_counted_and_served_are_the_same(
+    stopping: Path, ruler: Path, tmp_path: Path, redis_server: RedisServer
+) -> None:
+    """Blocks and bytes of the replay, of the tiers' own books, and of the Redis server's."""
+    tiers = ["--kv-hot-capacity", "4", "--kv-local", "6", "--kv-remote", redis_server.url, "--kv-policy", "clock"]
+    with redis_server.client() as client:
+        client.config_resetstat()
+        assert run(command(stopping, ruler, tmp_path / "run", "--batch-size", "2", "--kv-block-size", "8", *tiers)) == 0
+        stats: Any = client.info("commandstats")
+        network: Any = client.info("stats")
+    assert run(["analyze", "--input", str(tmp_path / "run"), "--policies", "none"]) == 0
+    trace = tmp_path / "run" / "block8"
+    (result,) = json.loads((trace / "analysis.json").read_bytes())["results"]
+    assert result["kv_tiers"]["agree"] is True
+    transfers = json.loads((trace / "summary.json").read_bytes())["kv_tiers"]["transfers"]
+    block_bytes = result["run_meta"]["kv_tiers"]["block_bytes"]
+    books = [phase["remote_pool"] for phase in transfers.values() if "remote_pool" in phase]
+    assert sum(book["read_ops"] for book in books) == stats["cmdstat_get"]["calls"]
+    assert sum(book["write_ops"] for book in books) == stats["cmdstat_set"]["calls"]
+    assert sum(book["bytes_read"] for book in books) == stats["cmdstat_get"]["calls"] * block_bytes
+    for way, calls in (("output", stats["cmdstat_get"]["calls"]), ("input", stats["cmdstat_set"]["calls"])):
+        assert network[f"total_net_{way}_bytes"] > calls * block_bytes
+    planned = result["kv_tiers"]["replayed"]["remote_pool"]
+    for name in ("hits", "reads", "read_ops", "bytes_read", "writes", "write_ops", "bytes_written"):
+        assert planned[name] == transfers["decode"]["remote_pool"][name] > 0
