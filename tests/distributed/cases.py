@@ -17,6 +17,7 @@ from dsakv.distributed import ALONE, World, joined
 from dsakv.engine.engine import Engine, dismiss
 from dsakv.engine.options import EngineOptions
 from dsakv.jobs.model import load_model
+from dsakv.kv.options import Amount, TierOptions
 from dsakv.launch import find_place
 from dsakv.request import Request
 
@@ -31,6 +32,7 @@ class Case:
     forced: bool = False
 
 
+TIERS = TierOptions(Amount.parse("3", "--kv-hot-capacity"), scope="shared", write="back", start="warm")
 CASES = {
     "one by one": Case("deepseek", {"record": True}),
     "batch": Case("deepseek", {"record": True, "batch_size": 4}),
@@ -43,6 +45,7 @@ CASES = {
     "forced": Case("deepseek", {"record": True, "batch_size": 2, "prefill_chunk": 16}, forced=True),
     "dense": Case("dense", {"record": True, "batch_size": 2}),
     "shared layers": Case("glm", {"record": True, "batch_size": 2}),
+    "tiers": Case("deepseek", {"record": True, "batch_size": 2, "block_size": 8, "tiers": TIERS}),
     "converted": Case("converted", {"record": True, "batch_size": 2}),
 }
 
