@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 TIERS = ("hbm", "local_pool", "remote_pool")
 """Where KV blocks lie: on the device, in host memory, in a pool that is reached over a network or a file system."""
 
-Phase = Literal["prefill", "warm_up", "decode"]
+Phase = Literal["prefill", "warm_up", "scoring", "decode"]
+"""What blocks are read and written for: prompts, filling the hot tier before decode (a warm start), scores of a
+selection that reads KV to make them (an oracle), decode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +121,16 @@ class TierTraffic:
     write_ops: int = 0
     bytes_written: int = 0
     write_us: float = 0.0
+    retries: int = 0
+    """Commands that were tried again, of a remote pool that failed for a while."""
+    staged_blocks: int = 0
+    """Most blocks that a layer's step held beside the hot ones, because they did not stay; counted for the device."""
 
     def add(self, other: TierTraffic) -> None:
         """Add what ``other`` counted."""
         for own in fields(self):
-            setattr(self, own.name, getattr(self, own.name) + getattr(other, own.name))
+            mine, theirs = getattr(self, own.name), getattr(other, own.name)
+            setattr(self, own.name, max(mine, theirs) if own.name == "staged_blocks" else mine + theirs)
 
 
 @dataclass(frozen=True, slots=True)

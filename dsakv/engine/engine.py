@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -85,14 +86,14 @@ class Engine:
                     f"the KV cache has {self.options.kv_blocks}",
                     "raise --kv-blocks, or shorten the prompt",
                 )
-        if requests:
-            self.tiers(requests)
+        self.tiers(requests)
 
-    def tiers(self, requests: Iterable[Request]) -> Tiers | None:
-        """What tiers ``run`` would have for these requests; None where all KV is on the device. Raises InputError
-        where they would be too small.
+    def tiers(self, requests: list[Request]) -> Tiers | None:
+        """What tiers ``run`` would have for these requests; None where all KV is on the device, or there are none.
+
+        Raises InputError where they would be too small.
         """
-        if self.options.tiers is None:
+        if self.options.tiers is None or not requests:
             return None
         model, block_size = self.model, self.options.block_size
         row_bytes = row_format(model.kv_row_dim, model.dtype, model.kv_fp8).row_bytes
@@ -122,7 +123,7 @@ class Engine:
             dtype=self.model.dtype,
             device=self.model.device,
             fp8=self.model.kv_fp8,
-            tiers=options.tiers,
+            tiers=options.tiers if waiting else None,
             seats=min(options.batch_size, len(waiting)),
         )
         if self.world.size > 1:
@@ -143,8 +144,11 @@ class Engine:
         self._running = True
         try:
             yield from self._steps_of(scheduler, cache, clock)
-        finally:
-            cache.close()
+        except BaseException:
+            with suppress(DsakvError):  # the first error is the one to tell
+                cache.close()
+            raise
+        cache.close()
         self._running = False
 
     def _steps_of(self, scheduler: Scheduler, cache: PagedCache, clock: Clock) -> Iterator[Step]:

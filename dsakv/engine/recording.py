@@ -93,5 +93,5 @@ class Recorder:
                     served &= (found[layer] == read.tier).any(axis=1)
                 if served.any():
                     us[read.tier, layer, served] = read.begin.us_until(read.end)
-                    batch[read.tier, layer, served] = read.rows.stop - read.rows.start
+                    batch[read.tier, layer, served] = served.sum()
         return us, batch

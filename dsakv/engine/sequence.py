@@ -59,8 +59,8 @@ class Sequence:
 
     def span(self, length: int) -> Span:
         """The next ``length`` tokens to compute."""
-        begins = self.prompt_tokens if not self.forced and self.computed == self.prompt_tokens else 0
-        return Span(self.table, self.computed, length, begins)
+        first_decode = not self.forced and self.computed == self.prompt_tokens
+        return Span(self.table, self.computed, length, self.prompt_tokens if first_decode else 0)
 
     def begin(self, now: float) -> None:
         """Note when the prefill starts; called before every step that the sequence is part of."""

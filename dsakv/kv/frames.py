@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from dsakv.errors import DsakvError
+from dsakv.policies.base import Ints
 from dsakv.policies.placement import Scope
-
-Ints = NDArray[np.int64]
 
 
 class Frames:
@@ -32,11 +31,22 @@ class Frames:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        """``hot`` frames a layer, ``seats`` sequences at a time, ``block_numbers`` numbers in a block."""
+        """``hot`` frames a layer, ``seats`` sequences at a time, ``block_numbers`` numbers in a block.
+
+        Raises DsakvError where the device has no room for them.
+        """
         self.device = device
         self.hot_count, self.seats = hot * n_layers, seats
         self._staging = self.hot_count + n_layers * seats
-        self.data = torch.empty(self._staging + n_blocks, block_numbers, dtype=dtype, device=device)
+        count = self._staging + n_blocks
+        try:
+            self.data = torch.empty(count, block_numbers, dtype=dtype, device=device)
+        except (RuntimeError, MemoryError) as error:
+            size = count * block_numbers * dtype.itemsize
+            raise DsakvError(
+                f"no room on {device} for {size / 1e9:.1f} GB of KV: the hot tier, and one layer of all to stage",
+                "lower --kv-hot-capacity, --batch-size or --kv-blocks, or shorten the prompts",
+            ) from error
         self.hot: Ints = np.full(n_blocks * n_layers, -1, dtype=np.int64)
         """The hot frame of each block, -1 where it has none."""
         self.readable = torch.zeros(n_blocks * n_layers, dtype=torch.int64, device=device)
@@ -46,9 +56,8 @@ class Frames:
             list(range(layer * hot, (layer + 1) * hot)) for layer in range(n_layers)
         ]  # fmt: skip
         self._n_layers = n_layers
-        self._staged = 0
-        self.most_staged = 0
-        """Staging frames that were in use at a time."""
+        self.staged = 0
+        """Staging frames in use."""
 
     def first_open(self, layer: int) -> int:
         """The open frame of the sequence in seat 0; those of the others follow."""
@@ -56,14 +65,13 @@ class Frames:
 
     def stage(self, count: int) -> Ints:
         """So many staging frames."""
-        first = self._staging + self._staged
-        self._staged += count
-        self.most_staged = max(self.most_staged, self._staged)
+        first = self._staging + self.staged
+        self.staged += count
         return np.arange(first, first + count)
 
     def clear_staging(self, keep: int = 0) -> None:
         """Use staging frames anew, behind the first ``keep``."""
-        self._staged = keep
+        self.staged = keep
 
     def heat(self, numbers: Ints) -> Ints:
         """Give blocks of one layer hot frames, of which enough are free."""

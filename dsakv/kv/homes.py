@@ -9,9 +9,8 @@ from torch import Tensor
 
 from dsakv.errors import DsakvError
 from dsakv.kv.tiers.contract import RemotePool
+from dsakv.policies.base import Ints
 from dsakv.policies.placement import LOCAL, REMOTE
-
-Ints = NDArray[np.int64]
 
 
 class HostArena:
@@ -20,16 +19,18 @@ class HostArena:
     Raises DsakvError where there is no room for them.
     """
 
-    def __init__(self, slots: int, block_numbers: int, dtype: torch.dtype, *, pin: bool) -> None:
+    def __init__(
+        self, slots: int, block_numbers: int, dtype: torch.dtype, *, pin: bool, hint: str = "free some memory"
+    ) -> None:
         try:
             self.blocks = torch.empty(slots, block_numbers, dtype=dtype, pin_memory=pin)
         except (RuntimeError, MemoryError) as error:
             size = slots * block_numbers * dtype.itemsize
-            raise DsakvError(f"no host memory for a KV pool of {size / 1e9:.1f} GB", "lower --kv-local") from error
+            raise DsakvError(f"no host memory for a KV pool of {size / 1e9:.1f} GB", hint) from error
 
 
 class Home:
-    """Blocks by number. ``read`` and ``write`` take and give host tensors ``[n, block_numbers]``."""
+    """Blocks by number; content is in host memory, ``[n, block_numbers]``."""
 
     def __init__(
         self, arena: HostArena | None, remote: RemotePool | None, n_numbers: int, block_numbers: int, dtype: torch.dtype
@@ -75,10 +76,17 @@ class Home:
         self.arena.blocks.index_copy_(0, torch.from_numpy(slots), content)
 
     def let_go(self, numbers: Ints) -> None:
-        """Give up the copies of those that have one."""
+        """Give up the host's copies of those blocks of a remote pool that have one."""
+        if self.remote is None:
+            return
         held = numbers[self.copy[numbers] >= 0]
         self._free += self.copy[held].tolist()
         self.copy[held] = -1
+
+    @property
+    def retries(self) -> int:
+        """Operations that a remote pool had to try again so far."""
+        return 0 if self.remote is None else self.remote.counted.retries
 
     def close(self) -> None:
         if self.remote is not None:

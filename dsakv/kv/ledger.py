@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from dsakv.kv.marks import Mark
+from dsakv.policies.placement import HBM
 from dsakv.request import TIERS, Phase, TierTraffic
 
 
@@ -47,6 +48,17 @@ class Ledger:
         entry.write_ops += ops
         entry.bytes_written += n_bytes
         self._batches.append(_Batch(phase, tier, True, begin, end))
+
+    def retried(self, phase: Phase, tier: int, commands: int) -> None:
+        """So many commands of a remote pool were tried again."""
+        if commands:
+            self._traffic[phase, TIERS[tier]].retries += commands
+
+    def staged(self, phase: Phase, blocks: int) -> None:
+        """A layer's step had so many blocks in staging frames."""
+        if blocks:
+            entry = self._traffic[phase, TIERS[HBM]]
+            entry.staged_blocks = max(entry.staged_blocks, blocks)
 
     def settle(self) -> Mapping[tuple[Phase, str], TierTraffic]:
         """The step's traffic, by phase and tier; the next begins at nothing."""

@@ -35,8 +35,8 @@ class Span:
     table: BlockTable
     start: int
     length: int
-    begins: int = 0
-    """Tokens of its prompt where this is the sequence's first decode step, else 0."""
+    warm_tokens: int = 0
+    """Tokens of its prompt where this is the sequence's first decode step, else 0: those that a warm start offers."""
 
 
 class StepTables:

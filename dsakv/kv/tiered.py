@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsakv.kv.frames import Frames, Ints
+from dsakv.kv.frames import Frames
 from dsakv.kv.homes import Home, HostArena
 from dsakv.kv.ledger import Ledger
 from dsakv.kv.marks import mark
@@ -25,6 +25,7 @@ from dsakv.kv.options import TierOptions
 from dsakv.kv.step import BlockTable
 from dsakv.kv.tiers.contract import open_remote
 from dsakv.policies import POLICIES
+from dsakv.policies.base import Ints
 from dsakv.policies.placement import Placement, PlacementOptions
 from dsakv.request import Phase
 
@@ -52,20 +53,21 @@ class TieredRows:
         self.row_bytes = width * dtype.itemsize
         self.block_bytes = block_size * self.row_bytes
         tiers = options.resolve(n_blocks, self.block_bytes, n_layers)
+        pin = device.type == "cuda"
+        arena = None
+        if tiers.local_blocks:
+            hint = "lower --kv-local" if options.remote else "give --kv-remote, or lower --batch-size or --kv-blocks"
+            arena = HostArena(tiers.local_blocks * n_layers, block_numbers, dtype, pin=pin, hint=hint)
+        self.frames = Frames(
+            n_layers=n_layers, n_blocks=n_blocks, hot=tiers.hot_blocks, scope=tiers.scope, seats=seats,
+            block_numbers=block_numbers, dtype=dtype, device=device,
+        )  # fmt: skip
         remote = None
         if options.remote:
             remote = open_remote(
                 options.remote, n_blocks=numbers, block_bytes=self.block_bytes, timeout_s=options.timeout_s
             )
-        pin = device.type == "cuda"
-        arena = None
-        if tiers.local_blocks:
-            arena = HostArena(tiers.local_blocks * n_layers, block_numbers, dtype, pin=pin)
         self.home = Home(arena, remote, numbers, block_numbers, dtype)
-        self.frames = Frames(
-            n_layers=n_layers, n_blocks=n_blocks, hot=tiers.hot_blocks, scope=tiers.scope, seats=seats,
-            block_numbers=block_numbers, dtype=dtype, device=device,
-        )  # fmt: skip
         self.placement = Placement(
             PlacementOptions(
                 layers=n_layers,
@@ -108,8 +110,7 @@ class TieredRows:
         self.write_home("decode", kept[self.dirty[kept]])
         self.dirty[numbers] = False
         self.frames.cool(numbers[self.frames.hot[numbers] >= 0])
-        if len(self.home.copy):
-            self.home.let_go(numbers)
+        self.home.let_go(numbers)
         self.placement.drop(blocks)
 
     def bounce(self, count: int) -> Tensor:
@@ -133,11 +134,12 @@ class TieredRows:
             return
         if content is None:
             content = self.frames.take(self.frames.hot[numbers])
-        begin = mark(self.device)
+        begin, retries = mark(self.device), self.home.retries
         self.home.write(numbers, content.cpu())
         self.dirty[numbers] = False
         end = mark(self.device)
         self.ledger.wrote(phase, self.home.tier, len(numbers), len(numbers) * self.block_bytes, begin, end)
+        self.ledger.retried(phase, self.home.tier, self.home.retries - retries)
 
     def close(self) -> None:
         self.home.close()

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dsakv.kv.frames import Ints
-from dsakv.kv.marks import mark
+from dsakv.kv.marks import Mark, mark
 from dsakv.kv.step import Read, StepTables
 from dsakv.kv.tiered import TieredRows
 from dsakv.kv.writes import Part, Writes
 from dsakv.models.contracts import Selection
+from dsakv.policies.base import Ints
 from dsakv.policies.placement import HBM, LOCAL, REMOTE, Placed
-from dsakv.request import Phase
+from dsakv.request import TIERS, Phase
 
 _NONE: Ints = np.zeros(0, dtype=np.int64)
+
+
+class Wanted(NamedTuple):
+    """What the queries of a step read."""
+
+    blocks: Tensor  # [T, K]
+    places: Tensor  # [T, K] in the block
+    touched: NDArray[np.bool_]  # [n_blocks]
 
 
 class TieredStep:
@@ -34,10 +43,11 @@ class TieredStep:
             block
             for span in tables.spans
             if store.options.start == "warm"
-            for block in span.table.blocks[: span.begins // store.block_size]
+            for block in span.table.blocks[: span.warm_tokens // store.block_size]
         }
         self.warm = np.array(sorted(begun), dtype=np.int64)
         """Blocks that the hot tier is offered before decode reads."""
+        self._wanted: tuple[Selection, Wanted] | None = None
         ends = [np.arange(span.start, span.start + span.length) + 1 for span in tables.spans]
         self.lengths = np.concatenate(ends)
         """[T] tokens that each query may read."""
@@ -45,28 +55,50 @@ class TieredStep:
     def layer(self, layer_id: int) -> TieredLayer:
         return TieredLayer(self, layer_id)
 
+    def wanted(self, selection: Selection) -> Wanted:
+        """What a selection reads; layers that share it ask one after the other."""
+        if self._wanted is None or self._wanted[0] is not selection:
+            columns = torch.arange(selection.positions.shape[1], device=self.store.device)
+            valid = columns < selection.counts.unsqueeze(1)  # [T, K]
+            # Padding columns read what the first one does.
+            positions = torch.where(valid, selection.positions, selection.positions[:, :1])
+            blocks, places = self.tables.blocks(positions, slice(0, len(positions)))
+            touched = torch.zeros(self.store.n_blocks, dtype=torch.bool, device=self.store.device)
+            touched[blocks.view(-1)] = True
+            self._wanted = selection, Wanted(blocks, places, touched.cpu().numpy())
+        return self._wanted[1]
+
+    def everything(self) -> NDArray[np.bool_]:
+        """All blocks of the step's sequences, [n_blocks]."""
+        touched = np.zeros(self.store.n_blocks, dtype=np.bool_)
+        for i in range(len(self.tables.spans)):
+            touched[self.blocks(i)] = True
+        return touched
+
+    def blocks(self, segment: int) -> list[int]:
+        """The blocks of a segment's sequence that hold tokens."""
+        seq_len = self.tables.segments[segment].seq_len
+        return self.tables.spans[segment].table.blocks[: -(-seq_len // self.store.block_size)]
+
 
 class TieredLayer:
     """See :class:`~dsakv.kv.step.LayerRows`. Blocks go by number: ``block * layers + layer``."""
 
     def __init__(self, step: TieredStep, layer_id: int) -> None:
-        self.store, self.tables, self.writes, self.phase = step.store, step.tables, step.writes, step.phase
-        self.warm, self.layer_id = step.warm, layer_id
-        self.lengths = step.lengths
+        self.step, self.store, self.writes, self.layer_id = step, step.store, step.writes, layer_id
         self._first_open = step.store.frames.first_open(layer_id)
         self.reads: list[Read] = []
-        self.everything = slice(0, len(step.lengths))
-        self._selection: Selection | None = None
+        self._wanted: Wanted | None = None
         self._sequences: dict[int, Tensor] = {}
         self._own = _NONE  # blocks of this step in staging frames
-        self._tier: Tensor | None = None  # [n_blocks] uint8 on the device: where blocks were found
+        self._held: NDArray[np.uint8] | None = None  # [n_blocks] where blocks were found
         self._fetched: torch.cuda.Event | None = None
 
     def append(self, rows: Tensor) -> None:
         store, writes = self.store, self.writes
         store.frames.clear_staging()
         self._into_open(writes.goes_on, rows)
-        if not self.tables.decode:
+        if not self.step.tables.decode:
             content = []
             if len(writes.closed):
                 content.append(store.frames.take(self._first_open + writes.closed_seats))
@@ -78,39 +110,38 @@ class TieredLayer:
                 frames = store.frames.stage(len(self._own))
                 store.frames.put(frames, whole)
                 store.frames.point(self._numbers(self._own), frames)
-                store.write_home(self.phase, self._numbers(self._own), whole)
+                store.write_home(self.step.phase, self._numbers(self._own), whole)
             self._into_open(writes.begins, rows)
         if len(writes.opened):
             store.frames.point(self._numbers(writes.opened), self._first_open + writes.opened_seats)
 
     def fetch(self, selection: Selection | None) -> None:
-        store = self.store
+        store, phase = self.store, self.step.phase
         store.frames.clear_staging(len(self._own))
-        self._selection = selection
-        touched = self._touched(selection)  # [n_blocks]
-        open_blocks = self.writes.open[touched[self.writes.open]]
+        if selection is None:
+            touched = self.step.everything()
+        else:
+            self._wanted = self.step.wanted(selection)
+            touched = self._wanted.touched
         with self._on_copy_stream():
-            if self.tables.decode:
-                if len(self.warm):
-                    self._warm_up()
-                tier = self._read_decoding(touched)
-            else:
-                tier = self._read_past_hot(touched)
-        store.ledger.found(self.phase, HBM, len(open_blocks))
-        self._tier = torch.from_numpy(tier).to(store.device)
+            held, cold = self._read_decoding(touched) if phase == "decode" else self._read_past_hot(phase, touched)
+        found = np.bincount(held[touched], minlength=len(TIERS))
+        for tier in range(len(TIERS)):
+            store.ledger.found(phase, tier, int(found[tier]), int(cold[tier]))
+        store.ledger.staged(phase, store.frames.staged)
+        self._held = held
 
     def gather(self, rows: slice) -> Tensor:
+        assert self._wanted is not None
         store = self.store
         self._wait()
         begin = mark(store.device)
-        blocks, places = self._blocks[rows], self._places[rows]  # [t, K]
+        blocks, places = self._wanted.blocks[rows], self._wanted.places[rows]  # [t, K]
         frames = store.frames.readable.take(blocks * store.n_layers + self.layer_id)
         slots = frames * store.block_size + places
         stored = store.frames.data.view(-1, store.width).index_select(0, slots.view(-1)).view(*slots.shape, -1)
-        end = mark(store.device)
-        self.reads.append(Read(HBM, rows, begin, end))
-        count = int(np.minimum(self.lengths[rows], blocks.shape[1]).sum())  # padding columns aside
-        store.ledger.read(self.phase, HBM, count, count * store.row_bytes, begin, end)
+        count = int(np.minimum(self.step.lengths[rows], blocks.shape[1]).sum())  # padding columns aside
+        self._note(self.step.phase, HBM, rows, count, count * store.row_bytes, begin)
         return stored  # [t, K, width]
 
     def sequence(self, segment: int) -> Tensor:
@@ -120,64 +151,51 @@ class TieredLayer:
         return self._sequences[segment]
 
     def _whole(self, segment: int) -> Tensor:
-        store, tables = self.store, self.tables
-        seq_len = tables.segments[segment].seq_len
-        blocks = np.array(tables.spans[segment].table.blocks[: -(-seq_len // store.block_size)], dtype=np.int64)
-        if self._tier is None:
+        store = self.store
+        blocks = np.array(self.step.blocks(segment), dtype=np.int64)
+        if self._held is None:
             store.frames.clear_staging(len(self._own))
             touched = np.zeros(store.n_blocks, dtype=np.bool_)
             touched[blocks] = True
             with self._on_copy_stream():
-                self._read_past_hot(touched, lookup=False)
+                self._read_past_hot("scoring", touched)
         self._wait()
         numbers = torch.from_numpy(self._numbers(blocks)).to(store.device)
         content = store.frames.data.index_select(0, store.frames.readable.take(numbers))
-        return content.view(-1, store.width)[:seq_len]
+        return content.view(-1, store.width)[: self.step.tables.segments[segment].seq_len]
 
     def found(self, rows: Tensor) -> Tensor | None:
-        assert self._tier is not None
-        return self._tier.take(self._blocks[rows])  # [B, K]
+        assert self._held is not None
+        assert self._wanted is not None
+        held = torch.from_numpy(self._held).to(self.store.device)
+        return held.take(self._wanted.blocks[rows])  # [B, K]
 
-    def _touched(self, selection: Selection | None) -> NDArray[np.bool_]:
-        """Which blocks the step reads."""
-        store, tables = self.store, self.tables
-        touched = torch.zeros(store.n_blocks, dtype=torch.bool, device=store.device)
-        if selection is None:
-            for span, segment in zip(tables.spans, tables.segments, strict=True):
-                touched[span.table.ids[: -(-segment.seq_len // store.block_size)]] = True
-            return np.asarray(touched.cpu().numpy())
-        columns = torch.arange(selection.positions.shape[1], device=store.device)
-        # Padding columns read what the first one does.
-        valid = columns < selection.counts.unsqueeze(1)  # [T, K]
-        positions = torch.where(valid, selection.positions, selection.positions[:, :1])
-        self._blocks, self._places = tables.blocks(positions, self.everything)  # [T, K]
-        touched[self._blocks.view(-1)] = True
-        return np.asarray(touched.cpu().numpy())
+    def _read_decoding(self, touched: NDArray[np.bool_]) -> tuple[NDArray[np.uint8], Ints]:
+        """Let the policy see the step's set, and bring to the device what is not there.
 
-    def _read_decoding(self, touched: NDArray[np.bool_]) -> NDArray[np.uint8]:
-        """Let the policy see the step's set, and bring to the device what is not there; the tier of each block."""
+        The tier of each block [n_blocks], and how many each tier had for the first time.
+        """
         store, writes = self.store, self.writes
+        if len(self.step.warm):
+            self._warm_up()
         wanted = touched.copy()
         wanted[writes.open] = False
         wanted[writes.closed] = True
         blocks = np.flatnonzero(wanted)
         written = np.zeros(len(blocks), dtype=np.bool_)
         written[np.searchsorted(blocks, writes.closed)] = True
-        tier = np.zeros(store.n_blocks, dtype=np.uint8)
+        held, cold = np.zeros(store.n_blocks, dtype=np.uint8), np.zeros(len(TIERS), dtype=np.int64)
         if len(blocks):
             placed = store.placement.step(self.layer_id, blocks, written)
-            self._move(self.phase, blocks, placed, written)
-            tier[blocks] = placed.tier
-            read = ~written  # those are counted as open blocks are
-            for number in (HBM, LOCAL, REMOTE):
-                of_tier = read & (placed.tier == number)
-                store.ledger.found(self.phase, number, int(of_tier.sum()), int(placed.cold[of_tier].sum()))
-        return tier
+            self._move(self.step.phase, blocks, placed, written)
+            held[blocks] = placed.tier
+            cold = np.bincount(placed.tier[placed.cold], minlength=len(TIERS))
+        return held, cold
 
     def _warm_up(self) -> None:
         """Offer the prompts' blocks to the hot tier. Only what stays there, or on the host, is moved."""
-        placed = self.store.placement.step(self.layer_id, self.warm)
-        self._move("warm_up", self.warm, placed, np.zeros(len(self.warm), dtype=np.bool_))
+        placed = self.store.placement.step(self.layer_id, self.step.warm)
+        self._move("warm_up", self.step.warm, placed, np.zeros(len(self.step.warm), dtype=np.bool_))
         self.store.frames.clear_staging()
         moved = placed.kept | placed.local_kept
         for number in (LOCAL, REMOTE):
@@ -214,8 +232,7 @@ class TieredLayer:
     def _settle_closed(self, phase: Phase, numbers: Ints, kept: NDArray[np.bool_]) -> None:
         """Bring blocks that this step filled from their open frames to where they stay."""
         store, frames = self.store, self.store.frames
-        seats = self.writes.closed_seats[np.argsort(self.writes.closed)]
-        content = frames.take(self._first_open + seats)
+        content = frames.take(self._first_open + self.writes.closed_seats)
         stays, goes = torch.from_numpy(np.flatnonzero(kept)), torch.from_numpy(np.flatnonzero(~kept))
         frames.put(frames.hot[numbers[kept]], content[stays.to(store.device)])
         if store.options.write == "through":
@@ -224,8 +241,8 @@ class TieredLayer:
             store.dirty[numbers[kept]] = True
             store.write_home(phase, numbers[~kept], content[goes.to(store.device)])
 
-    def _read_past_hot(self, touched: NDArray[np.bool_], *, lookup: bool = True) -> NDArray[np.uint8]:
-        """Stage what the step reads and the device does not have; the tier of each block."""
+    def _read_past_hot(self, phase: Phase, touched: NDArray[np.bool_]) -> tuple[NDArray[np.uint8], Ints]:
+        """Stage what the step reads and the device does not have; as :meth:`_read_decoding`, nothing being cold."""
         store, frames = self.store, self.store.frames
         wanted = touched.copy()
         wanted[self.writes.open] = False
@@ -233,19 +250,14 @@ class TieredLayer:
         blocks = np.flatnonzero(wanted)
         numbers = self._numbers(blocks)
         hot = frames.hot[numbers] >= 0
-        held = np.where(hot, HBM, store.home.held(numbers)).astype(np.uint8)
+        tier = np.where(hot, HBM, store.home.held(numbers)).astype(np.uint8)
         staged = np.full(len(numbers), -1, dtype=np.int64)
         staged[~hot] = frames.stage(int((~hot).sum()))
         frames.point(numbers[~hot], staged[~hot])
-        self._bring(self.phase, numbers, staged, held)
-        tier = np.zeros(store.n_blocks, dtype=np.uint8)
-        tier[blocks] = held
-        if lookup:
-            own = int(touched[self._own].sum())
-            store.ledger.found(self.phase, HBM, own + int(hot.sum()))
-            for number in (LOCAL, REMOTE):
-                store.ledger.found(self.phase, number, int((held == number).sum()))
-        return tier
+        self._bring(phase, numbers, staged, tier)
+        held = np.zeros(store.n_blocks, dtype=np.uint8)
+        held[blocks] = tier
+        return held, np.zeros(len(TIERS), dtype=np.int64)
 
     def _bring(
         self, phase: Phase, numbers: Ints, frames: Ints, tier: NDArray[np.uint8], placed: Placed | None = None
@@ -259,27 +271,34 @@ class TieredLayer:
             home.let_go(placed.local_evicted)
         remote = tier == REMOTE
         content = self._batch(phase, REMOTE, numbers, frames, remote, home.read_remote)
-        if placed is not None and placed.local_kept.any():
+        if placed is not None and content is not None and placed.local_kept.any():
             stays = placed.local_kept[remote]
             home.keep(numbers[remote][stays], content[torch.from_numpy(stays)])
 
     def _batch(
         self, phase: Phase, tier: int, numbers: Ints, frames: Ints, which: NDArray[np.bool_],
         read: Callable[[Ints, Tensor], None],
-    ) -> Tensor:  # fmt: skip
-        """Read ``which`` [k] of the blocks; returns them as they lie in the bounce buffer."""
+    ) -> Tensor | None:  # fmt: skip
+        """Read ``which`` [k] of the blocks; returns them as they lie in the bounce buffer, None where none are."""
         store = self.store
         numbers, frames = numbers[which], frames[which]
+        if not len(numbers):
+            return None  # before the buffer is asked for, which waits for its last copy
         content = store.bounce(len(numbers))
-        if len(numbers):
-            begin = mark(store.device)
-            read(numbers, content)
-            on_device = frames >= 0
-            store.to_frames(frames[on_device], content if on_device.all() else content[torch.from_numpy(on_device)])
-            end = mark(store.device)
-            self.reads.append(Read(tier, self.everything, begin, end))
-            store.ledger.read(phase, tier, len(numbers), len(numbers) * store.block_bytes, begin, end)
+        begin, retries = mark(store.device), store.home.retries
+        read(numbers, content)
+        on_device = frames >= 0
+        store.to_frames(frames[on_device], content if on_device.all() else content[torch.from_numpy(on_device)])
+        every = slice(0, len(self.step.lengths))
+        self._note(phase, tier, every, len(numbers), len(numbers) * store.block_bytes, begin)
+        store.ledger.retried(phase, tier, store.home.retries - retries)
         return content
+
+    def _note(self, phase: Phase, tier: int, rows: slice, ops: int, n_bytes: int, begin: Mark) -> None:
+        """Book a read that ends now."""
+        end = mark(self.store.device)
+        self.reads.append(Read(tier, rows, begin, end))
+        self.store.ledger.read(phase, tier, ops, n_bytes, begin, end)
 
     def _wait(self) -> None:
         """Let what follows on the device wait for the copies."""
@@ -302,7 +321,7 @@ class TieredLayer:
     def _into_open(self, part: Part, rows: Tensor) -> None:
         if len(part.rows):
             store = self.store
-            slots = (part.seats + self._first_open) * store.block_size + part.places
+            slots = part.slots + self._first_open * store.block_size
             store.frames.data.view(-1, store.width).index_copy_(0, slots, rows.index_select(0, part.rows))
 
     def _numbers(self, blocks: Ints) -> Ints:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dsakv.kv.frames import Ints
 from dsakv.kv.step import Span
+from dsakv.policies.base import Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +17,7 @@ class Part:
     """Rows that go into open frames."""
 
     rows: torch.Tensor  # [r] of the step's rows
-    seats: torch.Tensor  # [r] whose frame
-    places: torch.Tensor  # [r] in the frame
+    slots: torch.Tensor  # [r] where they go, counted from the layer's first open frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,7 @@ class Writes:
     """A step's writes, the same in every layer. A block that began in an earlier step goes on in its open frame."""
 
     goes_on: Part
-    closed: Ints  # blocks that their open frames fill
+    closed: Ints  # blocks that their open frames fill, ascending
     closed_seats: Ints
     whole: Ints  # blocks that lie in the step entirely; in decode they go through open frames too
     whole_rows: torch.Tensor  # [len(whole) * block_size] of the step's rows
@@ -38,8 +37,8 @@ class Writes:
     @classmethod
     def of(cls, spans: Sequence[Span], seats: Sequence[int], size: int, device: torch.device, decode: bool) -> Writes:
         """``seats`` [n] are those of the spans, ``size`` is that of a block."""
-        goes_on: list[tuple[int, int, int]] = []  # row, seat, place
-        begins: list[tuple[int, int, int]] = []
+        goes_on: list[tuple[int, int]] = []  # row, slot
+        begins: list[tuple[int, int]] = []
         closed: list[tuple[int, int]] = []  # block, seat
         opened: list[tuple[int, int]] = []
         open_blocks: list[int] = []
@@ -52,7 +51,7 @@ class Writes:
             if decode or position % size:
                 block, place = divmod(position, size)
                 count = min(size - place, span.length)
-                goes_on += [(row + i, seat, place + i) for i in range(count)]
+                goes_on += [(row + i, seat * size + place + i) for i in range(count)]
                 if place == 0:
                     opened.append((blocks[block], seat))
                 if place + count == size:
@@ -66,14 +65,14 @@ class Writes:
                 whole_rows.append(torch.arange(row, row + count * size))
                 row, position = row + count * size, position + count * size
             if position < end:
-                begins += [(row + i, seat, i) for i in range(end - position)]
+                begins += [(row + i, seat * size + i) for i in range(end - position)]
                 opened.append((blocks[position // size], seat))
                 open_blocks.append(blocks[position // size])
                 row += end - position
         rows = torch.cat(whole_rows) if whole_rows else torch.empty(0, dtype=torch.int64)
         return cls(
             _part(goes_on, device),
-            *_columns(closed),
+            *_columns(sorted(closed)),
             np.array(whole, dtype=np.int64),
             rows.to(device),
             _part(begins, device),
@@ -82,9 +81,9 @@ class Writes:
         )
 
 
-def _part(entries: list[tuple[int, int, int]], device: torch.device) -> Part:
-    columns = torch.tensor(entries, dtype=torch.int64).reshape(-1, 3).T.contiguous().to(device)
-    return Part(columns[0], columns[1], columns[2])
+def _part(entries: list[tuple[int, int]], device: torch.device) -> Part:
+    columns = torch.tensor(entries, dtype=torch.int64).reshape(-1, 2).T.contiguous().to(device)
+    return Part(columns[0], columns[1])
 
 
 def _columns(entries: list[tuple[int, int]]) -> tuple[Ints, Ints]:

@@ -130,11 +130,17 @@ def render_tiers(transfers: Mapping[str, Any]) -> RenderableType:
         return table
     warm = rates["hit_rate_without_cold"]
     without = "and all of them were cold" if warm is None else f"{warm:.1%} without the cold ones"
-    return Group(
-        table,
+    notes = [
         f"decode found {rates['hit_rate']:.1%} of its blocks on the device, {without}: those that it reads for the "
-        "first time since they were written, the price of starting with an empty cache",
-    )
+        "first time since they were written, the price of starting with an empty cache"
+    ]
+    staged = transfers["decode"].get("hbm", {}).get("staged_blocks", 0)
+    if staged:
+        notes.append(f"a layer's step of decode held up to {staged:,} blocks that did not stay hot")
+    retries = sum(tier["retries"] for phase in PHASES for tier in transfers.get(phase, {}).values())
+    if retries:
+        notes.append(f"{retries:,} commands to the remote pool failed at first and were tried again")
+    return Group(table, "\n".join(notes))
 
 
 def _moved(batches: int, ops: int, tier: str, size: int, rate: float | None) -> str:

@@ -127,6 +127,8 @@ TRANSFER: Fields = {
     "bytes_written": (int,),
     "write_ms": NUMBER,
     "write_gb_s": _RATE,
+    "retries": (int,),
+    "staged_blocks": (int,),
 }
 HIT_RATES: Fields = dict.fromkeys(("hit_rate", "hit_rate_without_cold"), _RATE)
 

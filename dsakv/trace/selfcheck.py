@@ -201,7 +201,9 @@ def _traffic(records: StepRecords, read: set[tuple[int, int, int]]) -> dict[tupl
             if blocks:
                 ops, op_rows = (len(rows), 1) if name == "hbm" else (len(blocks), BLOCK_SIZE)
                 us = float(np.nanmax(records.fetch_us[tier, layer]))
-                total.add(TierTraffic(len(blocks), len(blocks - read), 1, ops, ops * op_rows * ROW_BYTES, us))
+                total.add(
+                    TierTraffic(len(blocks), len(blocks - read) if tier else 0, 1, ops, ops * op_rows * ROW_BYTES, us)
+                )
                 read |= blocks
     return traffic
 

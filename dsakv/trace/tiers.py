@@ -79,11 +79,10 @@ def decode_hit_rates(transfers: Mapping[str, Any]) -> dict[str, float | None]:
     """
     tiers = transfers.get("decode", {})
     hits, cold = ({name: tier[figure] for name, tier in tiers.items()} for figure in ("hits", "cold"))
-    on_device, first = hits.get("hbm", 0), cold.get("hbm", 0)
-    every = sum(hits.values())
+    on_device, every = hits.get("hbm", 0), sum(hits.values())
     return {
         "hit_rate": _ratio(on_device, every),
-        "hit_rate_without_cold": _ratio(on_device - first, every - sum(cold.values())),
+        "hit_rate_without_cold": _ratio(on_device, every - sum(cold.values())),
     }
 
 
@@ -101,6 +100,8 @@ def _figures(tier: TierTraffic) -> dict[str, Any]:
         "bytes_written": tier.bytes_written,
         "write_ms": tier.write_us / 1e3,
         "write_gb_s": _ratio(tier.bytes_written, tier.write_us * 1e3) if tier.writes else None,
+        "retries": tier.retries,
+        "staged_blocks": tier.staged_blocks,
     }
 
 

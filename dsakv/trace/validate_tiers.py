@@ -106,7 +106,7 @@ class TierChecks:
 
     def _transfers(self, place: str, transfers: dict[str, Any], decode: dict[str, Any]) -> None:
         since = transfers.pop("since_resume", True)
-        known = since is True and set(transfers) <= {"prefill", "warm_up", "decode"}
+        known = since is True and set(transfers) <= {"prefill", "warm_up", "scoring", "decode"}
         self._check("summary", known, place, f"kv_tiers.transfers holds {list(transfers)}")
         for phase, tiers in transfers.items():
             where = f"{place}, kv_tiers.transfers.{phase}"
@@ -125,10 +125,10 @@ class TierChecks:
                     self._check("summary", bool(same), f"{where}.{name}", f"{verb}_gb_s is {rate}")
         schema.check(f"{place}, kv_tiers.decode", decode, schema.HIT_RATES)
         hits = Counter({name: tier["hits"] for name, tier in transfers.get("decode", {}).items()})
-        warm = Counter({name: tier["hits"] - tier["cold"] for name, tier in transfers.get("decode", {}).items()})
-        for rate, blocks in (("hit_rate", hits), ("hit_rate_without_cold", warm)):
-            every = sum(blocks.values())
-            expected = blocks["hbm"] / every if every else None
+        cold = sum(tier["cold"] for tier in transfers.get("decode", {}).values())
+        for rate, left_out in (("hit_rate", 0), ("hit_rate_without_cold", cold)):
+            every = sum(hits.values()) - left_out
+            expected = hits["hbm"] / every if every else None
             self._check("summary", decode[rate] == expected, place, f"kv_tiers.decode.{rate} is not {expected}")
 
 
