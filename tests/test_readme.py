@@ -20,7 +20,7 @@ from dsakv.trace import schema
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TRACED = ("ruler", "longbenchv2", "sharegpt", "burstgpt", "mooncake", "file", "selfcheck")
-COMMANDS = ("generate", *(f"trace {name}" for name in TRACED), "analyze", "convert")
+COMMANDS = ("generate", *(f"trace {name}" for name in TRACED), "analyze", "convert", "bench links")
 NETWORKED = tuple(f"fetch-data {name}" for name in ("ruler", "longbenchv2", "sharegpt", "burstgpt"))
 """Commands that only blocks marked ``sh`` may hold."""
 OLD_VARIABLES = ("CKPT_PATH", "CONFIG", "LIMIT", "HF_CKPT_PATH", "SAVE_PATH", "EXPERTS", "MP")
@@ -67,7 +67,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.slow
 def test_the_commands_run(checkout: Path, capfd: pytest.CaptureFixture[str]) -> None:
     lines = list(command_lines("bash"))
-    named = {found[1] for line in lines if (found := re.search(r"dsakv ((?:trace )?\w+)", line))}
+    named = {found[1] for line in lines if (found := re.search(r"dsakv ((?:trace |bench )?\w+)", line))}
     assert named == set(COMMANDS)
     for line in lines:
         if SHELL.search(line) or not line.startswith("dsakv "):

@@ -28,9 +28,9 @@ BATCHES = (1, 4, 16, 64, 256, 512, 2048)
 LARGEST = {"local_pool": 128 << 20, "remote_pool": 32 << 20}
 """Bytes of a batch at most."""
 ARENA = 192 << 20
-"""Bytes of the pool in host memory: more than caches hold."""
+"""Bytes of the pool in host memory, where a run's are not known: more than caches hold."""
 BETWEEN = 64 << 20
-"""Bytes that are touched between two batches."""
+"""Bytes that are touched between two batches, likewise."""
 ROW_BYTES = (576, 1152, 2304)
 ROWS = (256, 2048, 8192)
 """Sizes and numbers of rows to gather on the device."""
@@ -58,31 +58,44 @@ class LinkBench:
     Raises InputError for a URL that names no pool, DsakvError where memory or a remote pool cannot be had.
     """
 
-    def __init__(self, sizes: Sequence[int], remote: str | None, device: torch.device, timeout_s: float) -> None:
-        """``sizes`` of blocks are bytes, multiples of 4; ``remote`` is a URL."""
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        remote: str | None,
+        device: torch.device,
+        timeout_s: float,
+        *,
+        arena: int = 0,
+        between: int = 0,
+    ) -> None:
+        """``sizes`` of blocks are bytes, multiples of 4; ``remote`` is a URL. To measure for a certain run, ``arena``
+        is what its KV takes in bytes, and ``between`` what a layer of it computes on.
+        """
+        arena, between = arena or ARENA, between or BETWEEN
         self._device, self._remotes = device, list[RemotePool]()
         self._rng = np.random.default_rng(0)
-        self._between = torch.zeros(BETWEEN // 4)
+        self._between = torch.ones(between // 4)
         pin = device.type == "cuda"
-        largest = max(LARGEST["local_pool"], max(sizes))
+        largest = max(min(LARGEST["local_pool"], arena), max(sizes))
+        self._largest = {tier: min(limit, largest) for tier, limit in LARGEST.items()}
         # Pools of all block sizes lie in the same memory, one at a time.
-        self._arena = HostArena(1, max(ARENA, largest) // 4, torch.float32, pin=pin)
+        self._arena = HostArena(1, max(arena, largest) // 4, torch.float32, pin=pin)
         self._arena.blocks.zero_()
-        self._bounce = torch.zeros(largest // 4, pin_memory=pin)
-        self._frames = torch.zeros(largest // 4, device=device)
+        self._bounce = torch.ones(largest // 4, pin_memory=pin)
+        self._frames = torch.ones(largest // 4, device=device)
         self.kinds: list[Kind] = []
         try:
             for size in sizes:
                 self._add("local_pool", size, None)
             for size in sizes if remote is not None else ():
-                counts = _counts("remote_pool", size)
+                counts = self._counts("remote_pool", size)
                 opened = open_remote(str(remote), n_blocks=max(counts), block_bytes=size, timeout_s=timeout_s)
                 self._remotes.append(opened)
                 self._add("remote_pool", size, opened)
         except BaseException:
             self.close()
             raise
-        self._rows = torch.zeros(BETWEEN // 4, device=device)
+        self._rows = torch.ones(ARENA // 4, device=device)
         self.kinds += [self._gathering(size, n) for size in ROW_BYTES for n in ROWS]
 
     def round(self, advance: Callable[[int], None] = lambda done: None, *, keep: bool = True) -> None:
@@ -91,13 +104,17 @@ class LinkBench:
         ``keep`` False forgets the times: the first round pays for what is done once.
         """
         for kind in self.kinds:
-            self._between.add_(1.0)
-            if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
-            us = kind.once()
+            us = self.time(kind)
             if keep:
                 kind.us.append(us)
                 advance(1)
+
+    def time(self, kind: Kind) -> float:
+        """Microseconds of one batch, after other memory was touched."""
+        self._between.add_(1.0)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return kind.once()
 
     def batches(self, statistic: Statistic) -> dict[tuple[str, str], list[Batch]]:
         """``statistic`` of the times of each kind, by tier and direction."""
@@ -114,7 +131,7 @@ class LinkBench:
 
     def _add(self, tier: str, size: int, remote: RemotePool | None) -> None:
         """Reads and writes of blocks of ``size`` bytes."""
-        counts, numbers = _counts(tier, size), size // 4
+        counts, numbers = self._counts(tier, size), size // 4
         slots = max(counts) if remote else self._arena.blocks.numel() // numbers
         arena = None
         if remote is None:
@@ -133,7 +150,7 @@ class LinkBench:
 
         def reading(n: int) -> Callable[[], float]:
             def once() -> float:
-                blocks, into, content = self._some(slots, n), self._rng.permutation(len(frames.data))[:n], bounce[:n]
+                blocks, into, content = self._some(slots, n), self._into(len(frames.data), n), bounce[:n]
                 begin = mark(self._device)
                 read(blocks, content)
                 frames.put(into, content)
@@ -153,9 +170,18 @@ class LinkBench:
         for n in counts:
             self.kinds += [Kind(tier, "read", size, n, reading(n)), Kind(tier, "write", size, n, writing(n))]
 
+    def _counts(self, tier: str, size: int) -> list[int]:
+        return [n for n in BATCHES if n * size <= self._largest[tier]] or [1]
+
     def _some(self, slots: int, n: int) -> Ints:
         numbers: Ints = np.sort(self._rng.choice(slots, n, replace=False))
         return numbers
+
+    def _into(self, frames: int, n: int) -> Ints:
+        """Where a batch goes: half to frames that follow each other, as those of staging do and get used again at once,
+        half anywhere, as hot ones."""
+        staged = n // 2
+        return np.concatenate([np.arange(staged), staged + self._rng.permutation(frames - staged)[: n - staged]])
 
     def _gathering(self, size: int, n: int) -> Kind:
         rows = self._rows[: len(self._rows) // (size // 4) * (size // 4)].view(-1, size // 4)
@@ -167,10 +193,6 @@ class LinkBench:
             return begin.us_until(mark(self._device))
 
         return Kind("hbm", "read", size, n, once)
-
-
-def _counts(tier: str, size: int) -> list[int]:
-    return [n for n in BATCHES if n * size <= LARGEST[tier]] or [1]
 
 
 def profile_of(name: str, batches: dict[tuple[str, str], list[Batch]]) -> LinkProfile:
