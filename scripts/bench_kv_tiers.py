@@ -45,11 +45,13 @@ BETWEEN_STEPS = 6
 
 
 @contextmanager
-def redis_server() -> Iterator[str]:
-    """A server of its own on a free port; its URL."""
+def redis_server(wanted: bool) -> Iterator[str | None]:
+    """A server of its own on a free port; its URL, or None where there is none to start."""
     program = shutil.which("redis-server") or shutil.which("valkey-server")
-    if program is None:
-        sys.exit("redis-server is not installed; --no-remote leaves that tier out")
+    if program is None or not wanted:
+        print("host memory alone" if not wanted else "no redis-server: host memory alone", file=sys.stderr)
+        yield None
+        return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -192,7 +194,7 @@ def main() -> None:
     ids = prompts(options.requests, options.tokens)
     model = load_model(ModelConfig(name="tiny-random", device="cpu", dtype="float32")).model
     done: list[Taken] = []
-    with tempfile.TemporaryDirectory() as folder, _maybe(redis_server, not options.no_remote) as url:
+    with tempfile.TemporaryDirectory() as folder, redis_server(not options.no_remote) as url:
         run = trace(Path(folder), ids, options.steps)
         plan = planned(run, options.block_sizes, options.hot)
         row_bytes = plan[0]["block_bytes"] // plan[0]["block_size_tokens"]
@@ -243,15 +245,6 @@ def _good(ratio: float) -> bool:
 def _plain(one: Taken) -> dict[str, Any]:
     links = [[kind.block_bytes, kind.blocks, us] for kind, us in one.links]
     return {"tier": one.tier, "size": one.size, "row": one.row, "read_us": one.read_us, "links": links}
-
-
-@contextmanager
-def _maybe(made: Any, wanted: bool) -> Iterator[str | None]:
-    if not wanted:
-        yield None
-        return
-    with made() as found:
-        yield found
 
 
 if __name__ == "__main__":
