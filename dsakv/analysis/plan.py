@@ -122,8 +122,11 @@ def _run(run: RunFacts, config: AnalyzeConfig) -> dict[str, Any]:
 
 
 def _block_sizes(config: AnalyzeConfig, run: RunFacts, own: int) -> list[int]:
-    """Those asked for, else the trace's own and the usual ones of which requests have several."""
+    """Those asked for, else the trace's own, or the one it is analyzed at, and the usual ones of which requests have
+    several.
+    """
     if config.block_sizes:
         return sorted(set(config.block_sizes))
     most = float(run.tokens.mean()) / _BLOCKS
+    own = config.block_size or own
     return sorted({own, *(size for size in SIZES if size <= most)})
