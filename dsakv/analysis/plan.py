@@ -31,8 +31,9 @@ SIZES = (1, 16, 64, 256)
 _BLOCKS = 4
 """A block is not so large that requests have fewer of them than this, unless it is asked for."""
 ASSUMED = (
-    "decode starts with nothing hot, each layer has its hot blocks to itself, the layers of a step follow each other, "
-    "and a miss waits for its pool while nothing is computed"
+    "decode starts with nothing hot (first reads count, and weigh the more the fewer steps requests have), each layer "
+    "has its hot blocks to itself, the layers of a step follow each other, and a miss waits for its pool while nothing "
+    "is computed"
 )
 
 

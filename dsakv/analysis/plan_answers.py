@@ -35,7 +35,7 @@ class Choice:
     within: Mapping[int, Row | None]
     """By block size: the row with the least hot memory within the budget."""
     best: Row | None
-    """Of these, the one with the least hot memory."""
+    """Of these, the one with the least hot memory, or of those that have as little the one that adds least."""
 
     @classmethod
     def of(cls, sizes: Sequence[dict[str, Any]], tier: str, budget: float) -> Choice:
@@ -47,7 +47,9 @@ class Choice:
                 fitting, key=lambda row: (row["hot_bytes"], row["added_ms"]), default=None
             )
         found = [row for row in within.values() if row is not None]
-        return cls(tier, sizes, within, min(found, key=lambda row: (row["hot_bytes"], row["added_ms"]), default=None))
+        least = min((row["hot_bytes"] for row in found), default=0)
+        alike = [row for row in found if row["hot_bytes"] <= least * ALIKE]
+        return cls(tier, sizes, within, min(alike, key=lambda row: row["added_ms"], default=None))
 
     @property
     def memory(self) -> float:
@@ -119,7 +121,8 @@ def _capacity(choice: Choice, budget: float, base: StepTime) -> dict[str, Any]:
         "question": f"How much hot capacity keeps the added TPOT under {budget:g}%, with KV in {where}?",
         "answer": " ".join([text, *lines]),
         "rule": "of the simulated capacities the one with the fewest bytes whose mean added TPOT is at most "
-        f"{budget:g}% of the TPOT without offloading; reads and writes of a step one after the other, nothing hidden",
+        f"{budget:g}% of the TPOT without offloading, of block sizes within {ALIKE - 1:.0%} of that the one that adds "
+        "least; reads and writes of a step one after the other, nothing hidden",
         "measured": {
             "base_tpot_ms": base.mean_ms,
             **{

@@ -80,7 +80,8 @@ def _text(
     base: StepTime,
 ) -> str:  # fmt: skip
     size = f"{memory / 1e9:.3g} GB" if memory >= 1e9 else f"{memory / 1e6:.3g} MB"
-    without = f"{size} of device memory hold {fits:,} average requests without offloading ({plain:,.4g} tokens/s)"
+    requests = f"{fits:,} average request{'' if fits == 1 else 's'}"
+    without = f"{size} of device memory hold {requests} without offloading ({plain:,.4g} tokens/s)"
     grows = (
         f"A step is taken to last {base.per_request_ms:.3g} ms longer for each request more, as measured between the "
         "trace's batches."
