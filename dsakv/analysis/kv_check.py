@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import msgspec
 import orjson
@@ -14,8 +14,7 @@ from dsakv.analysis.kv_steps import KvStepper
 from dsakv.analysis.replay import Replay, ReplayOptions
 from dsakv.config import AnalyzeConfig
 from dsakv.errors import DsakvError, InputError
-from dsakv.policies import POLICIES
-from dsakv.policies.placement import PlacementOptions, Scope
+from dsakv.policies.placement import Tiers
 from dsakv.request import TIERS
 from dsakv.trace.intake import Intake
 from dsakv.trace.open import TraceDir
@@ -23,22 +22,8 @@ from dsakv.trace.ordered import in_engine_order
 from dsakv.trace.units import Unit
 
 _SHOWN = 3
-_Size = Annotated[int, msgspec.Meta(ge=0, lt=1 << 48)]
 Transfers = dict[str, dict[str, int | float | None]]
 """By tier; figures as in ``summary.json``."""
-
-
-class _RunTiers(msgspec.Struct):
-    """``kv_tiers`` of ``run_meta.json``."""
-
-    policy: str
-    scope: Scope
-    hot_blocks: Annotated[int, msgspec.Meta(ge=1, lt=1 << 48)]
-    local_blocks: _Size
-    home: Literal["local_pool", "remote_pool"]
-    write: Literal["through", "back"]
-    start: Literal["cold", "warm"]
-    block_bytes: _Size
 
 
 def has_tiers(trace: TraceDir, config: AnalyzeConfig) -> bool:
@@ -108,23 +93,14 @@ def _options(trace: TraceDir, facts: KvFacts) -> tuple[ReplayOptions, int]:
     """The tiers that the run had, and the bytes of a block. Raises InputError where they are not known."""
     path = trace.path / "run_meta.json"
     try:
-        tiers = msgspec.convert((trace.run_meta or {})["kv_tiers"], _RunTiers)
-        policy = POLICIES[tiers.policy]()
+        tiers = msgspec.convert((trace.run_meta or {})["kv_tiers"], Tiers)
+        placement = tiers.placement(facts.layers or 1)
     except (msgspec.ValidationError, KeyError) as error:
         raise InputError(f'{path}: "kv_tiers" are not known tiers: {error}', "repair the file") from None
     if facts.layers is None or facts.block_size is None:
         raise InputError(f"{path} does not say how many layers there are, or how large a block is", "repair the file")
     if not facts.has_tables:
         raise InputError("requests.jsonl has no block tables", "trace again")
-    remote = tiers.home == "remote_pool"
-    placement = PlacementOptions(
-        layers=facts.layers,
-        policy=policy,
-        hot=tiers.hot_blocks,
-        scope=tiers.scope,
-        home=TIERS.index(tiers.home),
-        local=tiers.local_blocks if remote else 0,
-    )
     prefix_cache = _section(_config(trace), "serving").get("prefix_cache") is not False
     return ReplayOptions(placement, tiers.write, tiers.start == "warm", prefix_cache), tiers.block_bytes
 

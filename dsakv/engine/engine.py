@@ -27,9 +27,9 @@ from dsakv.engine.scheduler import Clients, Scheduler, blocks_needed
 from dsakv.engine.sequence import Sequence
 from dsakv.errors import DsakvError, InputError
 from dsakv.kv.formats import row_format
-from dsakv.kv.options import Tiers
 from dsakv.kv.paged import PagedCache
 from dsakv.models.contracts import Model
+from dsakv.policies.placement import Tiers
 from dsakv.request import Request, Step
 
 

@@ -20,7 +20,7 @@ from dsakv.jobs.loaded import LoadedModel
 from dsakv.jobs.prompts import read_prompts, to_requests
 from dsakv.jobs.ranks import load_together
 from dsakv.jobs.run import PrefixLog, announce, how_to_analyze, inputs, make_engine
-from dsakv.kv.options import Tiers
+from dsakv.policies.placement import Tiers
 from dsakv.report.run_summary import render_tiers
 from dsakv.request import Completion, Request, Step
 from dsakv.settings import resolved_json

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dsakv.errors import InputError
-from dsakv.policies.placement import Scope
+from dsakv.policies.placement import Scope, Tiers
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]i?)?(b))?", re.IGNORECASE)
@@ -52,23 +52,6 @@ class Amount:
                 "give more, or a smaller --kv-block-size",
             )
         return min(int(wanted), n_blocks)
-
-
-@dataclass(frozen=True, slots=True)
-class Tiers:
-    """Sizes in blocks: what options come to for a cache of ``n_blocks`` blocks in each layer."""
-
-    policy: str
-    scope: Scope
-    hot_blocks: int
-    """Of each layer on the device."""
-    local_blocks: int
-    """Of each layer in host memory: all of them, or with a remote home copies of some, or 0."""
-    home: Literal["local_pool", "remote_pool"]
-    write: Literal["through", "back"]
-    start: Literal["cold", "warm"]
-    n_blocks: int
-    block_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,9 +24,8 @@ from dsakv.kv.marks import mark
 from dsakv.kv.options import TierOptions
 from dsakv.kv.step import BlockTable
 from dsakv.kv.tiers.contract import open_remote
-from dsakv.policies import POLICIES
 from dsakv.policies.base import Ints
-from dsakv.policies.placement import Placement, PlacementOptions
+from dsakv.policies.placement import Placement
 from dsakv.request import Phase
 
 
@@ -68,17 +67,7 @@ class TieredRows:
                 options.remote, n_blocks=numbers, block_bytes=self.block_bytes, timeout_s=options.timeout_s
             )
         self.home = Home(arena, remote, numbers, block_numbers, dtype)
-        self.placement = Placement(
-            PlacementOptions(
-                layers=n_layers,
-                policy=POLICIES[tiers.policy](),
-                hot=tiers.hot_blocks,
-                scope=tiers.scope,
-                home=self.home.tier,
-                local=tiers.local_blocks if remote is not None else 0,
-            ),
-            n_blocks,
-        )
+        self.placement = Placement(tiers.placement(n_layers), n_blocks)
         self.dirty = np.zeros(numbers, dtype=np.bool_)
         """Hot blocks that home does not have yet."""
         self.ledger = Ledger()

@@ -10,16 +10,49 @@ enters the hot tier with that step's set. When no running sequence holds a block
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from dsakv.policies import POLICIES
 from dsakv.policies.base import Ints, Policy, doubled, enlarged
 
 HBM, LOCAL, REMOTE = 0, 1, 2
 """The tiers by number, from the nearest on."""
 Scope = Literal["layer", "shared"]
+_Size = Annotated[int, msgspec.Meta(ge=0, lt=1 << 48)]
+
+
+@dataclass(frozen=True, slots=True)
+class Tiers:
+    """The tiers of a run, in blocks: ``kv_tiers`` in its ``run_meta.json``."""
+
+    policy: str
+    scope: Scope
+    hot_blocks: Annotated[int, msgspec.Meta(ge=1, lt=1 << 48)]
+    """Of each layer on the device."""
+    local_blocks: _Size
+    """Of each layer in host memory: all of them, or with a remote home copies of some, or 0."""
+    home: Literal["local_pool", "remote_pool"]
+    write: Literal["through", "back"]
+    start: Literal["cold", "warm"]
+    n_blocks: _Size
+    """Of each layer that the cache has."""
+    block_bytes: _Size
+
+    def placement(self, layers: int) -> PlacementOptions:
+        """What decides where a block is. Raises KeyError for a policy that there is not."""
+        remote = self.home == "remote_pool"
+        return PlacementOptions(
+            layers=layers,
+            policy=POLICIES[self.policy](),
+            hot=self.hot_blocks,
+            scope=self.scope,
+            home=REMOTE if remote else LOCAL,
+            local=self.local_blocks if remote else 0,
+        )
 
 
 @dataclass(frozen=True, slots=True)
