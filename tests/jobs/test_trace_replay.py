@@ -12,6 +12,7 @@ from dsakv.cli import run
 from tests.jobs.test_trace import command, ruler, stopping
 from tests.kv.tiers.conftest import redis_server
 from tests.kv.tiers.servers import RedisServer
+from tests.models.llamas import save_llama
 
 __all__ = ["redis_server", "ruler", "stopping"]  # fixtures
 
@@ -83,3 +84,15 @@ def test_planned_counted_and_served_are_the_same(
     planned = result["kv_tiers"]["replayed"]["remote_pool"]
     for name in ("hits", "reads", "read_ops", "bytes_read", "writes", "write_ops", "bytes_written"):
         assert planned[name] == transfers["decode"]["remote_pool"][name] > 0
+
+
+def test_what_an_oracle_reads_to_score_is_no_part_of_decode(ruler: Path, tmp_path: Path) -> None:
+    save_llama(tmp_path / "llama", "tied")
+    options = ["--selection", "oracle", "--index-topk", "16", "--kv-hot-capacity", "3", "--kv-block-size", "8"]
+    assert run(command(tmp_path / "llama", ruler, tmp_path / "run", "--max-new-tokens", "20", *options)) == 0
+    assert run(["analyze", "--input", str(tmp_path / "run"), "--policies", "none"]) == 0
+    trace = tmp_path / "run" / "block8"
+    (result,) = json.loads((trace / "analysis.json").read_bytes())["results"]
+    assert result["kv_tiers"]["agree"] is True, result["kv_tiers"]["reason"]
+    transfers = json.loads((trace / "summary.json").read_bytes())["kv_tiers"]["transfers"]
+    assert transfers["scoring"]["local_pool"]["read_ops"] > transfers["decode"]["local_pool"]["read_ops"]
