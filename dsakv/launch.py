@@ -190,6 +190,7 @@ def start_ranks(job: str, config: Config, n_ranks: int) -> int:
         ) from error
     finally:
         logging.disable(logging.NOTSET)
+        document.unlink(missing_ok=True)  # a rank's log may stay; what it was started with may hold a password
     shutil.rmtree(logs, ignore_errors=True)
     return 0
 

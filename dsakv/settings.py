@@ -129,8 +129,9 @@ def resolved_json(config: Config) -> bytes:
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """The valid name that looks most like ``name``."""
-    return difflib.get_close_matches(name, list(valid), n=1, cutoff=0.0)[0]
+    """The valid name that looks most like ``name``, whatever its case."""
+    by_case = {known.casefold(): known for known in valid}
+    return by_case[difflib.get_close_matches(name.casefold(), list(by_case), n=1, cutoff=0.0)[0]]
 
 
 def expected(key: Key) -> str:

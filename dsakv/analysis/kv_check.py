@@ -39,7 +39,7 @@ def check_tiers(
     trace: TraceDir, units: Sequence[Unit], config: AnalyzeConfig, advance: Callable[[int], None]
 ) -> dict[str, Any]:
     """``measured`` and ``replayed`` transfers of decode by tier, either None where it cannot be had; whether they
-    ``agree``, None where they need not; and the ``reason`` of anything but True.
+    ``agree``, None where they need not; the ``reason`` of anything but True; and whether files are ``damaged``.
 
     ``advance`` is called with the bytes just read.
 
@@ -49,6 +49,8 @@ def check_tiers(
     measured: Transfers | None = None
     replayed: Transfers | None = None
     inexact: list[str] = []
+    facts: KvFacts | None = None
+    damaged = False
     intake = Intake(config.on_error, engine_steps=True)
     try:
         measured, resumed = _measured(trace)
@@ -66,6 +68,10 @@ def check_tiers(
             inexact.append("the run was resumed: it measured what came after, and what ran beside it before is lost")
     except InputError as error:
         inexact.append(error.message)
+        damaged = facts is None or facts.sample_rate == 1  # else steps are lacking because that was asked for
+    except MemoryError:
+        inexact.append("there is not enough memory for as many blocks as the trace names")
+        damaged = True
     advance(sum(unit.bytes for unit in units) - intake.counts.bytes)
     if measured is None and not inexact:
         inexact.append("summary.json holds no transfers of decode: the run did not come to its end")
@@ -75,6 +81,7 @@ def check_tiers(
         "replayed": replayed,
         "agree": None if inexact else not differing,
         "reason": "; ".join(inexact or differing[:_SHOWN]) or None,
+        "damaged": damaged,
     }
 
 

@@ -62,7 +62,7 @@ class BlockTables:
         if facts is None or facts.runs is None:
             self.extend(request, tokens if facts is None else facts.tokens)
             return
-        own = _expanded(facts.runs)[: -(-facts.tokens // self._own_size)]
+        own = _expanded(facts.runs, -(-facts.tokens // self._own_size))
         if self._physical:
             ids = own
         else:
@@ -143,8 +143,13 @@ class BlockTables:
         return ids
 
 
-def _expanded(runs: tuple[tuple[int, int], ...]) -> Ints:
-    return np.concatenate([np.arange(first, first + count) for first, count in runs] or [np.zeros(0, dtype=np.int64)])
+def _expanded(runs: tuple[tuple[int, int], ...], most: int) -> Ints:
+    """The first ``most`` blocks of ``runs``."""
+    parts = [np.zeros(0, dtype=np.int64)]
+    for first, count in runs:
+        parts.append(np.arange(first, first + min(count, most)))
+        most -= len(parts[-1])
+    return np.concatenate(parts)
 
 
 def _counted(holders: NDArray[np.int32], ids: Ints, by: int) -> NDArray[np.int32]:

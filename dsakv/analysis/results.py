@@ -192,6 +192,8 @@ def _warnings(
         warnings.append("the layers of a step do not follow each other in the trace: their overlap was not counted")
     if kv_tiers is not None and kv_tiers["agree"] is False:
         warnings.append(f"the tiers of the run and their replay disagree: {kv_tiers['reason']}")
+    if kv_tiers is not None and kv_tiers["damaged"]:
+        warnings.append(f"the tiers of the run cannot be replayed: {kv_tiers['reason']}")
     warnings += [f"{place}: an unfinished last line was dropped" for place in counts.unfinished]
     return warnings + _unfinished(trace)
 

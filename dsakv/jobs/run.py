@@ -64,6 +64,8 @@ def check_kv(config: Config) -> None:
             raise InputError(
                 f"{given[0].flag} does nothing while all KV is on the device", "give --kv-hot-capacity, such as 0.25"
             )
+    elif kv.timeout != KvConfig().timeout and not (kv.remote or "").startswith("redis"):
+        raise InputError("--kv-timeout does nothing without a server", "give --kv-remote redis://..., or leave it out")
     elif kv.policy == "sink_recent" and (
         kv.scope == "shared" or config.engine.batch_size > 1 or config.serving.prefix_cache
     ):

@@ -10,7 +10,9 @@ from dsakv.errors import InputError
 from dsakv.policies.placement import Scope, Tiers
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]i?)?(b))?", re.IGNORECASE)
+_DIGITS = 30
+"""Of a number: more of them would be no float."""
+_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]i?)?(b))?", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,7 @@ class Amount:
     def parse(cls, text: str, flag: str) -> Amount:
         """``256`` blocks, ``0.25`` of them, ``512MiB`` or ``2GB``. Raises InputError, which names ``flag``."""
         found = _AMOUNT.fullmatch(text.strip())
-        if found is None:
+        if found is None or len(found[1]) > _DIGITS:
             raise InputError(
                 f"{flag} {text!r} is no size", "give blocks a layer (256), a share of the KV (0.25) or bytes (512MiB)"
             )

@@ -29,7 +29,8 @@ from dsakv.trace.formats import shard_paths
 from dsakv.trace.resume import keep_finished
 from dsakv.trace.schema import SCHEMA_VERSION
 
-_MAY_DIFFER = ("trace.resume", "trace.out")  # --trace-out names the folder itself, by another path perhaps
+_MAY_DIFFER = ("trace.resume", "trace.out", "kv.timeout")
+"""``--trace-out`` names the folder itself, by another path perhaps; a slow remote pool may need more time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,6 +165,8 @@ def test_what_cannot_be_exact_says_why(tmp_path: Path, spoil: Any, reason: str, 
     assert result["kv_tiers"]["agree"] is None
     assert reason in result["kv_tiers"]["reason"]
     assert (result["kv_tiers"]["replayed"] is not None) == replayed
+    damaged = spoil in (unknown_policy, without_tables)
+    assert result["kv_tiers"]["damaged"] == any("cannot be replayed" in said for said in result["warnings"]) == damaged
     assert f"Not compared: {result['kv_tiers']['reason']}" in printed(result)
 
 

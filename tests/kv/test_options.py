@@ -36,7 +36,7 @@ def test_sizes_in_blocks_of_a_layer(text: str, blocks: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "many", "-1", "0.5.5", "1.5", "2.0", "10 blocks", "5%", "1PB", "0.0", "nan", "1e3"]
+    "text", ["", "many", "-1", "0.5.5", "1.5", "2.0", "10 blocks", "5%", "1PB", "0.0", "nan", "1e3", "9" * 400, "٤"]
 )
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="--kv-hot-capacity"):

@@ -22,6 +22,8 @@ from dsakv.kv.tiers.deadline import Deadline, DeadlineSocket
 from dsakv.kv.tiers.resp import Command, command, joined, set_command
 
 TRIES = 3
+LAST_WAIT = 1.0
+"""Seconds to wait at most for a server to remove what a run left there."""
 PIPELINE_BYTES = 32 << 20
 PIPELINE_COMMANDS = 8192
 """What one pipeline holds at most: replies wait in the server's memory, payload and replies in this process'."""
@@ -155,6 +157,7 @@ class RedisPool(CheckedPool):
         return cut
 
     def _remove(self) -> None:
+        self._deadline.step_s = min(self._deadline.step_s, LAST_WAIT)  # the user may be waiting for the end
         try:
             for _, keys in self._pipelines(np.flatnonzero(self._sent)):
                 self._exchange([[command(b"UNLINK", *keys)]], 0, lambda i, reply: None)
@@ -207,7 +210,8 @@ class RedisPool(CheckedPool):
             if isinstance(error, kinds):
                 return DsakvError(f"{self.name} {what}", hint)
         if isinstance(error, exceptions.ResponseError):
-            return DsakvError(f"{self.name} says: {_line(error)}", "see the server's log and configuration")
+            said = _line(error).partition(", with args")[0]  # a server that knows no AUTH repeats the password
+            return DsakvError(f"{self.name} says: {said}", "see the server's log and configuration")
         return None
 
     def _lost(self, why: Exception | None) -> ServerLostError:
@@ -242,4 +246,5 @@ def _expect(reply: bytes) -> Callable[[int, object], None]:
 
 def _line(error: Exception | None) -> str:
     """What an error says, as one line of readable length."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    text = "".join(c if c.isprintable() else " " for c in str(error))
+    return " ".join(text.split())[:200] or type(error).__name__
