@@ -13,7 +13,8 @@ from dsakv.kv.options import TierOptions
 from dsakv.kv.resident import ResidentRows, ResidentStep
 from dsakv.kv.step import BlockTable, LayerRows, Read, Span, StepRows, StepTables
 from dsakv.kv.tiered import TieredRows
-from dsakv.kv.tiered_layer import TieredStep
+from dsakv.kv.tiered_layer import TieredLayers
+from dsakv.kv.tiered_step import TieredStep
 from dsakv.models.contracts import Fp8Kv, IndexKeys, Segment, Selection
 from dsakv.request import Phase, TierTraffic
 
@@ -136,7 +137,7 @@ class PagedCache:
         tables = StepTables(spans, self.block_size, self.device, decode=decode)
         if self.tiers is None:
             return StepCache(self, tables, ResidentStep(self.resident, tables))
-        return StepCache(self, tables, TieredStep(self.tiers, tables))
+        return StepCache(self, tables, TieredLayers(TieredStep(self.tiers, tables)))
 
     def retire(self, tables: Iterable[BlockTable], unheld: Sequence[int], published: Sequence[int]) -> None:
         """Sequences have ended: nobody holds the blocks ``unheld`` any more, of which prompts may find ``published``
