@@ -33,7 +33,7 @@ _BLOCKS = 4
 ASSUMED = (
     "decode starts with nothing hot (first reads count, and weigh the more the fewer steps requests have), each layer "
     "has its hot blocks to itself, the layers of a step follow each other, and a miss waits for its pool while nothing "
-    "is computed"
+    "is computed; what a cache takes to look blocks up and to choose which leave comes on top"
 )
 
 
@@ -94,6 +94,7 @@ def plan_trace(
             "requests": base.mean_batch,
             "per_request_ms": base.per_request_ms,
             "source": base.source,
+            "other_machine": _other_machine(trace.run_meta or {}, links, config),
         },
         "run": _run(run, config),
         "budget_percent": config.plan_budget,
@@ -102,6 +103,13 @@ def plan_trace(
         "as_run": as_run(trace.run_meta or {}, kv_tiers, links, len(run.engine_step)),
     }
     return made | {"answers": answers(made, run, base, config.plan_hbm)}
+
+
+def _other_machine(run_meta: Mapping[str, Any], links: LinkProfile, config: AnalyzeConfig) -> bool:
+    """Whether steps of a CPU would be compared with links that no CPU has."""
+    model = run_meta.get("model")
+    on_cpu = isinstance(model, dict) and str(model.get("device", "")).startswith("cpu")
+    return on_cpu and not links.measured and not config.base_tpot_ms
 
 
 def _plain(links: Pool | Link | None) -> Any:

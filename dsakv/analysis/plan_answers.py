@@ -9,6 +9,8 @@ from typing import Any
 from dsakv.analysis.plan_concurrency import concurrency
 from dsakv.analysis.plan_facts import RunFacts, StepTime
 
+NEAR = 1.5
+"""Block sizes whose least capacity is within this factor of the answer's are compared with it."""
 ALIKE = 1.05
 """Added times, and memory, within this factor count as the same."""
 NAMES: Mapping[str, str] = {"local_pool": "host memory", "remote_pool": "the remote pool"}
@@ -54,11 +56,11 @@ class Choice:
     @property
     def memory(self) -> float:
         """Hot bytes at which block sizes are compared: those of the answer, or else of the middle capacity of the
-        smallest blocks."""
-        if self.best is not None:
-            return float(self.best["hot_bytes"])
+        smallest blocks; somewhat more where other sizes begin there."""
         amounts = sorted(row["hot_bytes"] for row in self.sizes[0]["rows"])
-        return float(amounts[len(amounts) // 2])
+        wanted = self.best["hot_bytes"] if self.best is not None else amounts[len(amounts) // 2]
+        least = [min(row["hot_bytes"] for row in size["rows"]) for size in self.sizes]
+        return float(max(wanted, *(amount for amount in least if amount <= wanted * NEAR)))
 
     def at_memory(self) -> dict[int, Row]:
         """By block size: the least added time with at most so much hot memory; sizes with no such row are missing."""
@@ -114,9 +116,13 @@ def _capacity(choice: Choice, budget: float, base: StepTime) -> dict[str, Any]:
         text = (
             f"{_hot(row)} in blocks of {row['block_size_tokens']} under {row['policy']}, with the rest in {where}. "
             f"A decode step then waits {row['added_ms']:.3g} ms on average ({_percent(row)} of {base.mean_ms:.3g} ms, "
-            f"p95 {row['added_p95_ms']:.3g} ms); hidden behind compute as far as possible it would be "
-            f"{row['added_if_hidden_ms']:.3g} ms."
+            f"p95 {row['added_p95_ms']:.3g} ms); no less than {row['added_if_hidden_ms']:.3g} ms if compute could hide "
+            f"all that it has time for. Decode then finds {row['hit_rate'] or 0:.1%} of its blocks hot."
         )
+        least_hot = min(one["hot_bytes"] for size in choice.sizes for one in size["rows"]
+                        if size["block_size_tokens"] == row["block_size_tokens"])  # fmt: skip
+        if row["hot_bytes"] == least_hot:
+            text += " No smaller capacity was simulated: --plan-hot names others."
     return {
         "question": f"How much hot capacity keeps the added TPOT under {budget:g}%, with KV in {where}?",
         "answer": " ".join([text, *lines]),
@@ -139,7 +145,8 @@ def _block_size(choice: Choice) -> dict[str, Any]:
     where = NAMES[choice.tier]
     if chosen is None or len(found) == 1:
         only = next(iter(found), choice.sizes[0]["block_size_tokens"])
-        text = f"Only blocks of {only} can be compared at {_size(choice.memory)}. --block-sizes 1,16,64 asks for more."
+        more = "--block-sizes 1,16,64" if len(choice.sizes) == 1 else "--plan-hot with other capacities"
+        text = f"Only blocks of {only} can be compared at {_size(choice.memory)}: {more} asks for more."
     else:
         kind = "Token rows" if chosen == 1 else f"Pages of {chosen} tokens"
         shown = ", ".join(

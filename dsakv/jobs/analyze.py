@@ -17,9 +17,11 @@ from dsakv.config import AnalyzeConfig
 from dsakv.console import Console
 from dsakv.errors import DsakvError, InputError
 from dsakv.report import html
+from dsakv.settings import keys
 from dsakv.trace.files import disk_error, replacing, run_files
 from dsakv.trace.open import TraceDir, find_traces, newest_run
 
+_OF_PLAN = ("links", "plan_policies", "plan_hot", "plan_budget", "plan_hbm", "base_tpot_ms")
 _ELSEWHERE = "name a file in a directory that can be written to"
 
 
@@ -45,6 +47,9 @@ def analyze(config: AnalyzeConfig, console: Console) -> AnalysisOutcome:
     root = Path(config.input) if config.input is not None else newest_run(Path("outputs"))
     traces = find_traces(root)
     links = check_plan(config) if config.plan else None
+    given = [key for key in keys("analyze") if key.name in _OF_PLAN and getattr(config, key.name) != key.default]
+    if links is None and given:
+        raise InputError(f"{given[0].flag} does nothing without --plan", "add --plan, or leave it out")
     if config.to_parquet is not None:
         _check_targets([Path(path) for path in (config.out, config.report) if path is not None], traces)
         root, traces = _to_parquet(root, traces, config, console)

@@ -19,7 +19,7 @@ from dsakv.errors import InputError
 from dsakv.jobs.loaded import LoadedModel
 from dsakv.jobs.prompts import read_prompts, to_requests
 from dsakv.jobs.ranks import load_together
-from dsakv.jobs.run import PrefixLog, announce, how_to_analyze, inputs, make_engine
+from dsakv.jobs.run import PrefixLog, announce, check_kv, how_to_analyze, inputs, make_engine
 from dsakv.policies.placement import Tiers
 from dsakv.report.run_summary import render_tiers
 from dsakv.request import Completion, Request, Step
@@ -46,6 +46,7 @@ def generate(config: Config, console: Console, world: World = ALONE) -> None:
         raise InputError("--json does not go with --interactive", "leave one of them out")
     if given.interactive and given.raw:
         raise InputError("--raw does not go with --interactive", "a chat needs the template: leave one out")
+    check_kv(config)
     if config.trace.enable:
         RunDir.check_free(config.trace.out)
     elif config.trace.out is not None:

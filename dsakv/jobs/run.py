@@ -35,7 +35,6 @@ def make_engine(config: Config, loaded: LoadedModel, world: World, *, record: bo
             if config.model.selection == "dense"
             else "give --indexer FILE, or --selection oracle or recent; without --ckpt-path a model with indexers runs",
         )
-    check_kv(config)
     options = EngineOptions(
         batch_size=config.engine.batch_size,
         block_size=config.engine.kv_block_size,
@@ -58,6 +57,7 @@ def make_engine(config: Config, loaded: LoadedModel, world: World, *, record: bo
 def check_kv(config: Config) -> None:
     """Raise InputError for options of KV tiers that do not work, or do nothing."""
     kv = config.kv
+    tier_options(kv)
     if kv.hot_capacity is None:
         given = [key for key in keys("kv") if getattr(kv, key.name) != key.default]
         if given:

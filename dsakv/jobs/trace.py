@@ -19,7 +19,7 @@ from dsakv.engine.clock import VirtualClock, WallClock
 from dsakv.errors import InputError
 from dsakv.jobs.loaded import LoadedModel
 from dsakv.jobs.ranks import load_together
-from dsakv.jobs.run import announce, how_to_analyze, inputs, make_engine, prefix_facts
+from dsakv.jobs.run import announce, check_kv, how_to_analyze, inputs, make_engine, prefix_facts
 from dsakv.report.run_summary import Speed, render_run
 from dsakv.request import Completion, Request, Step
 from dsakv.settings import resolved_json
@@ -44,6 +44,7 @@ def trace(name: str, config: Config, console: Console, world: World = ALONE) -> 
     if not config.trace.enable:
         raise InputError("tracing is switched off (DS_TRACE_ENABLE or trace.enable)", "dsakv generate runs without it")
     check_arrival(config.serving)
+    check_kv(config)
     block_size, stored = config.engine.kv_block_size, resolved_json(config)
     # What can fail for the output folder's sake does so before minutes are spent on loading a model.
     if config.trace.resume:

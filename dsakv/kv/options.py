@@ -12,7 +12,7 @@ from dsakv.policies.placement import Scope, Tiers
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _DIGITS = 30
 """Of a number: more of them would be no float."""
-_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]i?)?(b))?", re.IGNORECASE | re.ASCII)
+_AMOUNT = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(?:([kmgt]i?)?(b))?", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)

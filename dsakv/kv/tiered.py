@@ -68,6 +68,7 @@ class TieredRows:
             )
         self.home = Home(arena, remote, numbers, block_numbers, dtype)
         self.placement = Placement(tiers.placement(n_layers), n_blocks)
+        self.placement.prepare()
         self.dirty = np.zeros(numbers, dtype=np.bool_)
         """Hot blocks that home does not have yet."""
         self.ledger = Ledger()

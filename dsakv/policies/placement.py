@@ -127,6 +127,12 @@ class Placement:
         self._read = enlarged(self._read, (rows, layers))
         self._mark = enlarged(self._mark, (rows * layers,))
 
+    def prepare(self) -> None:
+        """Compile what the policy runs now, and not in a step that is timed."""
+        scratch = self.options.policy.cache(1)
+        scratch.step(np.zeros(1, dtype=np.int64))
+        scratch.drop(np.zeros(1, dtype=np.int64))
+
     def step(self, layer: int, blocks: Ints, written: NDArray[np.bool_] | None = None) -> Placed:
         """A layer needs the set ``blocks`` [k] at once, ascending; those that are ``written`` [k] were just filled on
         the device.

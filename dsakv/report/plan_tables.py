@@ -25,6 +25,11 @@ def premises(plan: Plan) -> list[str]:
         f"{run['index_key_bytes']:,} an index key, which stays on the device.",
         f"Assumed: {plan['assumed']}.",
     ]
+    if base.get("other_machine"):
+        lines.append(
+            "The steps are those of a CPU, the links those of other machines: give --base-tpot-ms of the device to "
+            "plan for, or links that were measured here. The percentages mean little as they are."
+        )
     if not plan["block_tables"]:
         lines.append("The run says nothing of its block tables: requests are taken to share no blocks.")
     return [printable(line) for line in lines]

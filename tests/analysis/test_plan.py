@@ -88,7 +88,7 @@ def test_a_plan_says_what_it_rests_on(trace: TraceDir) -> None:
 def test_an_end_to_the_budget(trace: TraceDir) -> None:
     fast = planned(trace, base_tpot_ms=1e6)
     assert fast["base"] | {"source": ""} == {"tpot_ms": 1e6, "requests": pytest.approx(29 / 14), "per_request_ms": 0.0,
-                                             "source": ""}  # fmt: skip
+                                             "source": "", "other_machine": False}  # fmt: skip
     assert fast["answers"][0]["measured"]["hot_share_at_4"] == fast["sizes"][0]["rows"][0]["hot_share"]
     slow = planned(trace, base_tpot_ms=1e-3)
     assert slow["answers"][0]["measured"]["hot_share_at_4"] is None
@@ -175,7 +175,7 @@ def test_rows_or_pages_at_equal_memory() -> None:
         times = {"read_ms": 0.0, "write_ms": 0.0, "added_p95_ms": 0.0, "added_if_hidden_ms": 0.0}
         made = [
             {"policy": "lru", "hot_share": memory / 1e6, "hot_blocks": int(memory // block), "hot_bytes": int(memory),
-             "misses_per_step": 3.0, "bytes_per_step": 100.0,
+             "misses_per_step": 3.0, "hit_rate": 0.5, "bytes_per_step": 100.0,
              "tiers": {"local_pool": {**times, "added_ms": ms, "added_percent": 10 * ms}}}
             for memory, ms in amounts.items()
         ]  # fmt: skip
