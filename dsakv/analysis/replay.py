@@ -107,7 +107,7 @@ class Replay:
         return result
 
     def _step(self, phase: int, layer: int, ids: Ints, written: NDArray[np.bool_]) -> None:
-        placed = self._placement.step(layer, ids, written if phase else None)
+        placed = self._placement.step(layer, ids, written) if phase else self._placement.offer(layer, ids)
         _count(
             self._counts[phase, layer], ids, written, placed.tier, placed.cold, placed.kept, placed.evicted,
             placed.local_kept, self._dirty.reshape(-1), layer, self.options.tiers.layers, self.options.tiers.home,

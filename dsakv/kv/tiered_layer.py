@@ -145,7 +145,7 @@ class TieredLayer:
 
     def _warm_up(self) -> None:
         """Offer the prompts' blocks to the hot tier. Only what stays there, or on the host, is moved."""
-        placed = self.store.placement.step(self.layer_id, self.step.warm)
+        placed = self.store.placement.offer(self.layer_id, self.step.warm)
         self._move("warm_up", self.step.warm, placed, np.zeros(len(self.step.warm), dtype=np.bool_))
         self.store.frames.clear_staging()
         moved = placed.kept | placed.local_kept

@@ -155,6 +155,13 @@ class Placement:
             local_evicted = dropped[~self._among(numbers[missed[~held]], dropped)]
         return Placed(tier, cold, ~gone, victims[~self._among(numbers, victims)], local_kept, local_evicted)
 
+    def offer(self, layer: int, blocks: Ints) -> Placed:
+        """As :meth:`step`, but nothing reads the set: what does not stay is not moved, and remains unread."""
+        before = self._read[blocks, layer]
+        placed = self.step(layer, blocks)
+        self._read[blocks, layer] = before | placed.kept | placed.local_kept
+        return placed
+
     def drop(self, blocks: Ints) -> None:
         """No running sequence holds ``blocks``, ascending, any more: their copies go, and what was known of them."""
         self._hot.drop(blocks)

@@ -98,7 +98,8 @@ class SlowTiers:
                 self.counts[phase, layer, tier, "cold"] += len({b for b in mine if (b, layer) not in self.read})
         if phase == "decode":
             self.counts[phase, layer, HBM, "hits"] += len(there - closing)
-        self.read |= {(block, layer) for block in blocks}
+        moved |= set() if phase == "warm_up" else blocks
+        self.read |= {(block, layer) for block in moved}
         self.write(phase, layer, self.dirty & {victim for victim in victims if victim[1] != layer or victim[0] not in
                                                blocks})  # fmt: skip
         self.write(phase, layer, self.dirty & {(block, layer) for block in there - closing - kept})
