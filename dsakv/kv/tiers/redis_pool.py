@@ -224,7 +224,7 @@ class RedisPool(CheckedPool):
             )
         return ServerLostError(
             f"{self.name} failed {TRIES} times: {_line(why)}",
-            "see that it runs and can be reached, then run again; a slow one needs a longer timeout",
+            "see that it runs and can be reached, then run again; a slow one needs a longer --kv-timeout",
         )
 
 
