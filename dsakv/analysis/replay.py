@@ -6,7 +6,6 @@ tiers give the run's own counts, and any others what they would have given. Pref
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -113,14 +112,6 @@ class Replay:
             placed.local_kept, self._dirty.reshape(-1), layer, self.options.tiers.layers, self.options.tiers.home,
             self.options.write == "back", phase == 0,
         )  # fmt: skip
-
-
-def replay(steps: Iterable[KvSteps], options: ReplayOptions) -> Replay:
-    """What tiers as in ``options`` would have done in all of ``steps``."""
-    made = Replay(options)
-    for batch in steps:
-        made.add(batch)
-    return made
 
 
 @compiled

@@ -18,7 +18,7 @@ from dsakv.console import Console
 from dsakv.errors import DsakvError, InputError
 from dsakv.report import html
 from dsakv.settings import keys
-from dsakv.trace.files import disk_error, replacing, run_files
+from dsakv.trace.files import run_files, write_result
 from dsakv.trace.open import TraceDir, find_traces, newest_run
 
 _OF_PLAN = ("links", "plan_policies", "plan_hot", "plan_budget", "plan_hbm", "base_tpot_ms")
@@ -77,10 +77,10 @@ def analyze(config: AnalyzeConfig, console: Console) -> AnalysisOutcome:
         console.warn(warning)
 
     document = {"results": results}
-    _write(out, orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    write_result(out, orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE), _ELSEWHERE)
     console.info(f"results: {out}")
     if report is not None:
-        _write(report, html.render(document).encode())
+        write_result(report, html.render(document).encode(), _ELSEWHERE)
         console.info(f"report: {report}")
     return AnalysisOutcome(document, out, report)
 
@@ -136,12 +136,3 @@ def _check_targets(targets: list[Path], traces: Iterable[TraceDir]) -> None:
 def _real(path: Path) -> Path:
     """``path`` without links; unlike ``resolve``, it takes those that lead in a circle as they are."""
     return Path(os.path.realpath(path))
-
-
-def _write(path: Path, data: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
-            file.write(data)
-    except OSError as error:
-        raise disk_error(error, path, _ELSEWHERE) from error

@@ -20,7 +20,7 @@ from dsakv.config import Config
 from dsakv.console import Console
 from dsakv.errors import InputError
 from dsakv.kv.link_bench import LinkBench, profile_of
-from dsakv.trace.files import disk_error, replacing
+from dsakv.trace.files import write_result
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,11 @@ def bench_links(config: Config, console: Console) -> Measured:
                 bench.round(advance)
         batches = bench.batches(median)
     profile = profile_of(out.stem, batches)
-    _write(out, profile_json(profile, **_circumstances(device, config), batches=_plain(batches)))
+    write_result(
+        out,
+        profile_json(profile, **_circumstances(device, config), batches=_plain(batches)),
+        "name a file in a directory that can be written to with --out",
+    )
     console.info(f"links: {out}")
     return Measured(profile, batches, out)
 
@@ -86,12 +90,3 @@ def _plain(batches: Mapping[tuple[str, str], Sequence[Batch]]) -> dict[str, Sequ
         f"{tier} {direction}": [[one.block_bytes, one.blocks, round(one.us, 3)] for one in found]
         for (tier, direction), found in batches.items()
     }
-
-
-def _write(path: Path, data: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
-            file.write(data)
-    except OSError as error:
-        raise disk_error(error, path, "name a file in a directory that can be written to with --out") from error

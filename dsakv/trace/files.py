@@ -125,6 +125,20 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
         file.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 
+def write_result(path: Path, data: bytes, hint: str) -> None:
+    """Put ``data`` in the place of ``path``, whose folders are made where they lack.
+
+    Raises:
+        DsakvError: it cannot be written; ``hint`` says what to do.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            file.write(data)
+    except OSError as error:
+        raise disk_error(error, path, hint) from error
+
+
 def disk_error(error: OSError, path: Path, hint: str) -> DsakvError:
     """What to tell the user when writing ``path`` failed; a full disk is called by that name."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsakv.analysis.replay import PHASES, ReplayOptions, replay
+from dsakv.analysis.kv_steps import KvSteps
+from dsakv.analysis.replay import PHASES, Replay, ReplayOptions
 from dsakv.policies import POLICIES
 from dsakv.policies.placement import LOCAL, REMOTE, PlacementOptions
 from dsakv.request import TIERS
@@ -17,6 +19,13 @@ from tests.analysis.test_kv_steps import read
 from tests.analysis.tiers_oracle import HBM, SlowTiers
 
 FIGURES = ("hits", "cold", "reads", "read_ops", "writes", "write_ops")
+
+
+def replay(steps: Iterable[KvSteps], options: ReplayOptions) -> Replay:
+    made = Replay(options)
+    for batch in steps:
+        made.add(batch)
+    return made
 
 
 @st.composite

@@ -59,6 +59,14 @@ def test_password_opens_and_is_never_shown(tmp_path: Path) -> None:
             assert not {"wr0ng", "s3"} & set(re.split(r"\W+", repr(caught.value) + caught.value.hint))
 
 
+def test_a_server_that_repeats_what_it_was_sent_shows_no_password(tmp_path: Path) -> None:
+    """One that knows no AUTH names its arguments."""
+    with server_with(tmp_path, "--rename-command", "AUTH", "") as server:
+        with pytest.raises(DsakvError, match="unknown command") as caught:
+            open_remote(f"redis://s3user:s3cret@127.0.0.1:{server.port}", n_blocks=1, block_bytes=1, timeout_s=10)
+        assert "s3" not in str(caught.value) + repr(caught.value) + caught.value.hint
+
+
 def test_server_without_memory(tmp_path: Path) -> None:
     with (
         server_with(tmp_path, "--maxmemory", "3mb", "--maxmemory-policy", "noeviction") as server,
