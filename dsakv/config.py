@@ -88,6 +88,9 @@ class EngineConfig(Section, frozen=True):
     batch_size: Annotated[int, key("Sequences that run at the same time.", ge=1)] = 1
     max_new_tokens: Annotated[int, key("Tokens to generate for each request.", ge=1)] = 64
     temperature: Annotated[float, key("Sampling temperature; 0 is greedy.", ge=0.0)] = 0.6
+    top_p: Annotated[
+        float, key("Sample from the likeliest tokens that together have this probability; 1 is all.", gt=0.0, le=1.0)
+    ] = 1.0
     seed: Annotated[int, key("Seed of sampling, generated workloads and trace sampling.", ge=0, le=2**63 - 1)] = 0
     kv_block_size: Annotated[int, key("Tokens in a KV block.", old_env="DS_TRACE_KV_BLOCK_SIZE", ge=1, le=1 << 20)] = 64
     prefill_chunk: Annotated[int, key("Prompt tokens prefilled in one step.", ge=1)] = 512
@@ -141,6 +144,38 @@ class KvConfig(Section, frozen=True):
         float,
         key("Seconds that a remote pool may take to connect or to answer.", flag="--kv-timeout", gt=0.0, le=3600.0),
     ] = 5.0
+
+
+class WeightsConfig(Section, frozen=True):
+    host_budget: Annotated[
+        Text | None,
+        key(
+            "Host memory for weights, such as 8GB: those that do not fit are read from the checkpoint whenever they "
+            "are needed. Default: all weights are loaded."
+        ),
+    ] = None
+    device_budget: Annotated[
+        Text | None, key("Likewise device memory, on CUDA. Default: all weights are loaded to the device.")
+    ] = None
+    unit: Annotated[
+        Literal["auto", "layer", "sublayer", "expert"],
+        key(
+            "What is read at a time: a layer, a half of it (sublayer), or of routed experts those that are needed "
+            "(expert); auto is expert where there are any, else layer.",
+            flag="--stream-unit",
+        ),
+    ] = "auto"
+    residency: Annotated[
+        Literal["static", "lru", "none"],
+        key("What a budget holds from one step to the next: the same units always, the last used ones, or nothing."),
+    ] = "static"
+    expert_policy: Annotated[
+        Literal["lru", "fifo", "lfu", "clock", "sieve", "s3fifo"],
+        key("Eviction policy of the experts that a budget holds."),
+    ] = "lru"
+    prefetch_depth: Annotated[int, key("Units that are read ahead while one computes.", ge=0, le=8)] = 1
+    io_request: Annotated[Text, key("Bytes of a read from disk.")] = "8MiB"
+    io_threads: Annotated[int, key("Reads that are under way at a time.", ge=1, le=64)] = 2
 
 
 class TraceConfig(Section, frozen=True):
@@ -514,6 +549,33 @@ class LinksConfig(Section, frozen=True):
     out: Annotated[Text, key("File for the profile, which analyze takes as --links.")] = "links.json"
 
 
+class BenchConfig(Section, frozen=True):
+    prompt: Annotated[Text | None, key("One prompt.")] = None
+    prompts: Annotated[
+        Text | None,
+        key(
+            "File of prompts: one a line, or .jsonl (prompt, messages or prompt_token_ids). Default: made-up ones.",
+            flag="--prompts",
+        ),
+    ] = None
+    num_prompts: Annotated[int, key("Prompts of a round; 0 is all of the file, or of made-up ones a batch.", ge=0)] = 0
+    input_len: Annotated[int, key("Tokens of a made-up prompt.", ge=1)] = 512
+    warmup_rounds: Annotated[int, key("Rounds before those that count.", ge=0, le=1000)] = 1
+    rounds: Annotated[int, key("Rounds to take the median of.", ge=1, le=1000)] = 3
+    out_json: Annotated[
+        Text | None, key("File for the results. Default: bench_results.json in a new folder under outputs/.")
+    ] = None
+    compare: Annotated[
+        tuple[Text, ...],
+        key(
+            "Two configurations to run in turn, round by round: config.json or bench_results.json of earlier runs.",
+            flag="--compare",
+        ),
+    ] = ()
+    verbose: Annotated[bool, key("Also say how each round went.")] = False
+    json: Annotated[bool, key("Print the results as one JSON document.")] = False
+
+
 class Config(Section, frozen=True):
     """The whole experiment."""
 
@@ -521,6 +583,7 @@ class Config(Section, frozen=True):
     launch: LaunchConfig = LaunchConfig()
     engine: EngineConfig = EngineConfig()
     kv: KvConfig = KvConfig()
+    weights: WeightsConfig = WeightsConfig()
     trace: TraceConfig = TraceConfig()
     workload: WorkloadConfig = WorkloadConfig()
     serving: ServingConfig = ServingConfig()
@@ -535,21 +598,21 @@ class Config(Section, frozen=True):
     fetch: FetchConfig = FetchConfig()
     convert: ConvertConfig = ConvertConfig()
     links: LinksConfig = LinksConfig()
+    bench: BenchConfig = BenchConfig()
 
 
-_RUNS = ("model", "launch", "engine", "kv", "trace")
+_RUNS = ("model", "launch", "engine", "kv", "weights", "trace")
 _TRACED = ("ruler", "longbenchv2", "sharegpt", "burstgpt", "mooncake", "file")
 
 SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "generate": (*_RUNS, "generate"),
-        **{
-            f"trace {name}": ("model", "launch", "engine", "kv", "trace", "workload", "serving", name)
-            for name in _TRACED
-        },
+        **{f"trace {name}": (*_RUNS, "workload", "serving", name) for name in _TRACED},
         "trace selfcheck": ("engine", "trace"),
         "analyze": ("analyze",),
         "convert": ("convert",),
+        "bench": ("model", "launch", "engine", "kv", "weights", "bench"),
+        "bench plan": ("model", "engine", "kv", "weights", "bench"),
         "bench links": ("kv", "links"),
         **{f"fetch-data {name}": ("fetch",) for name in ("ruler", "longbenchv2", "sharegpt", "burstgpt")},
     }
@@ -560,6 +623,7 @@ COMMAND_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "generate": {"engine.max_new_tokens": 200, "serving.admission": "continuous"},
         **{f"trace {name}": {"trace.enable": True} for name in _TRACED},
+        **{name: {"engine.max_new_tokens": 32} for name in ("bench", "bench plan")},
     }
 )
 """Defaults that differ by command, as ``section.key``."""

@@ -133,6 +133,34 @@ class TierTraffic:
             setattr(self, own.name, max(mine, theirs) if own.name == "staged_blocks" else mine + theirs)
 
 
+@dataclass(slots=True)
+class WeightTraffic:
+    """What it took to have the weights of a step, or of several that went through the layers together, in place."""
+
+    units: int = 0
+    """Units that were read for it, experts included."""
+    disk_bytes: int = 0
+    """Read from disk for it, by then or ahead, from page boundary to page boundary: what the system was asked for."""
+    planned_bytes: int = 0
+    """What the plan says that these units take to read."""
+    disk_us: float = 0.0
+    """Time within it in which at least one read was under way."""
+    device_bytes: int = 0
+    """Copied or converted from host memory into weights that are ready to compute with."""
+    device_us: float = 0.0
+    """Time within it that this took."""
+    wait_us: float = 0.0
+    """Time that computing waited for weights."""
+    expert_hits: int = 0
+    """Experts that were needed and in place."""
+    expert_misses: int = 0
+
+    def add(self, other: WeightTraffic) -> None:
+        """Add what ``other`` counted."""
+        for own in fields(self):
+            setattr(self, own.name, getattr(self, own.name) + getattr(other, own.name))
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One forward pass of the engine."""
@@ -149,4 +177,7 @@ class Step:
     records: StepRecords | None
     """None where nothing is recorded: tracing is off, or a prefill step without a recorded tail."""
     traffic: Mapping[tuple[Phase, str], TierTraffic] = field(default_factory=dict)
-    """What each tier (by name) did in this step; empty where all KV lies on the device."""
+    """What each tier (by name) did in this step; empty where all KV lies on the device. Of steps that went through the
+    layers together the last one has it for all, as it has ``weights``."""
+    weights: WeightTraffic | None = None
+    """None where all weights are in place."""

@@ -241,7 +241,7 @@ def _from_environment(command: str, environ: Mapping[str, str], table: Mapping[s
     """Values by ``section.key``. Variables of older scripts count only for the commands that read their key."""
     new = {key.variable: key for key in table.values()}
     old = {key.old_env: key for key in table.values() if key.old_env and key.section in SECTIONS[command]}
-    traces = any(name.startswith(OLD_PREFIX) for name in old)
+    traces = "trace" in SECTIONS[command]
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for name in sorted(environ):

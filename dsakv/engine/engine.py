@@ -234,7 +234,8 @@ class Engine:
         logits = self.model.logits(hidden[rows])  # [n, vocab]
         tokens: list[int] = []
         if self.world.rank == 0:
-            tokens = sample(logits, self.options.temperature, [sequence.generator for sequence, _ in free])
+            generators = [sequence.generator for sequence, _ in free]
+            tokens = sample(logits, self.options.temperature, generators, self.options.top_p)
         tokens = self.world.share(tokens)
         for (sequence, _), token in zip(free, tokens, strict=True):
             sequence.token_ids.append(token)

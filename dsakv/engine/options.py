@@ -16,6 +16,7 @@ class EngineOptions:
     block_size: int = 64
     prefill_chunk: int = 512
     temperature: float = 0.0
+    top_p: float = 1.0
     seed: int = 0
     eos_token_ids: frozenset[int] = frozenset()
     admission: Literal["batch", "continuous"] = "continuous"

@@ -40,6 +40,7 @@ def make_engine(config: Config, loaded: LoadedModel, world: World, *, record: bo
         block_size=config.engine.kv_block_size,
         prefill_chunk=config.engine.prefill_chunk,
         temperature=config.engine.temperature,
+        top_p=config.engine.top_p,
         seed=config.engine.seed,
         eos_token_ids=loaded.eos_token_ids,
         admission=config.serving.admission,
