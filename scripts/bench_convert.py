@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from dsakv.convert.architecture import may_be_fp8, scale_shape, tensors
-from dsakv.convert.header import ITEM_BYTES, Stored, format_header
+from dsakv.header import ITEM_BYTES, Stored, format_header
 from dsakv.models.deepseek_v32_names import hf_name
 from dsakv.models.shapes import dsa_shape_of, read_config
 

@@ -134,7 +134,7 @@ def dense_layers(model: Llama, ids: list[int], rows: Tensor) -> Iterator[tuple[T
             k, v = (each.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for each in (k, v))
             q, k, v = (each.transpose(0, 1).contiguous()[None] for each in (q, k, v))  # [1, H, T, d]
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)[0]  # [H, T, d]
-            hidden = layer.finish(hidden, mixed.transpose(0, 1).flatten(1))
+            [hidden] = layer.feed([hidden + layer.attn.wo(mixed.transpose(0, 1).flatten(1))])
 
 
 def attention_of(q: Tensor, k: Tensor, rows: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dsakv.convert.header import ITEM_BYTES, Stored, format_header
 from dsakv.convert.source import FP8, Part, Source
 from dsakv.errors import InputError
+from dsakv.header import ITEM_BYTES, Stored, format_header
 from dsakv.layout import converted_file
 from dsakv.models.deepseek_v32_names import BLOCK, split_of
 from dsakv.models.dsa_shape import check_ranks

@@ -10,8 +10,8 @@ from types import MappingProxyType
 from typing import BinaryIO, NamedTuple
 
 from dsakv.convert.architecture import may_be_fp8, scale_shape, tensors
-from dsakv.convert.header import Shard, Stored, read_shard
 from dsakv.errors import DsakvError, InputError
+from dsakv.header import Shard, Stored, read_shard
 from dsakv.layout import INDEX, listed, shards
 from dsakv.models.deepseek_v32_names import hf_name, own_name, unused
 from dsakv.models.dsa_shape import DsaShape

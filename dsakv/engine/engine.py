@@ -3,9 +3,10 @@
     for step in Engine(model, ...).run(requests):
         ...
 
-A step is one forward pass, either over prompt tokens or over one token of every running sequence; prompts go first,
-so that waiting requests join the batch as soon as there is room. The engine owns the loop over layers; progress,
-timing and tracing are bodies of the caller's loop over steps.
+A step computes either prompt tokens or one token of every running sequence; prompts go first, so that waiting requests
+join the batch as soon as there is room. Each step is a pass over the layers of its own, unless weights are streamed:
+then all steps of a batch's prompts share one. The engine owns the loop over layers; progress, timing and tracing are
+bodies of the caller's loop over steps.
 """
 
 from __future__ import annotations
@@ -14,17 +15,21 @@ import heapq
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from itertools import accumulate
+from typing import Literal
 
 import torch
 
 from dsakv.distributed import ALONE, World
 from dsakv.engine.blocks import BlockManager
 from dsakv.engine.clock import Clock, SharedClock, VirtualClock
+from dsakv.engine.forward import Chunk, forward
 from dsakv.engine.options import EngineOptions
 from dsakv.engine.recording import Recorder
 from dsakv.engine.sampling import sample
-from dsakv.engine.scheduler import Clients, Scheduler, blocks_needed
+from dsakv.engine.scheduler import Clients, Pass, Scheduler, Work, blocks_needed
 from dsakv.engine.sequence import Sequence
+from dsakv.engine.weights import IN_PLACE, Weights
 from dsakv.errors import DsakvError, InputError
 from dsakv.kv.formats import row_format
 from dsakv.kv.paged import PagedCache
@@ -46,10 +51,8 @@ class Engine:
     its last step is taken: only then may the next begin, or ``dismiss`` be called.
     """
 
-    def __init__(self, model: Model, options: EngineOptions, world: World = ALONE) -> None:
-        self.model = model
-        self.options = options
-        self.world = world
+    def __init__(self, model: Model, options: EngineOptions, world: World = ALONE, weights: Weights = IN_PLACE) -> None:
+        self.model, self.options, self.world, self.weights = model, options, world, weights
         self._steps = 0
         self._running = False
 
@@ -156,92 +159,92 @@ class Engine:
         while not scheduler.done:
             if (arrival := scheduler.idle_until) is not None:
                 clock.wait_until(arrival)
-            planned = scheduler.plan(clock.now())
+            planned = scheduler.plan(clock.now(), whole_prompts=self.weights.streamed)
             try:
-                step, finished = self._step(planned, cache, clock)
+                steps, finished = self._pass(planned, cache, clock)
             except torch.OutOfMemoryError as error:
                 raise DsakvError(
-                    f"{self.model.device} ran out of memory in a step of {len(planned)} sequences",
+                    f"{self.model.device} ran out of memory in a step of {len(planned.steps[0])} sequences",
                     "lower --prefill-chunk or --batch-size",
                 ) from error
             blank, idle = scheduler.retire(finished, clock.now())
             cache.retire([sequence.table for sequence in finished], blank + idle, idle)
             clock.pause()
-            yield replace(step, traffic=cache.traffic())
+            steps[-1] = replace(steps[-1], traffic=cache.traffic(), weights=self.weights.traffic())
+            yield from steps
             clock.resume()
 
     @torch.inference_mode()
-    def _step(
-        self, planned: list[tuple[Sequence, int]], cache: PagedCache, clock: Clock
-    ) -> tuple[Step, list[Sequence]]:
-        """One forward pass over so many next tokens of each of these sequences; also returns which are finished."""
+    def _pass(self, planned: Pass, cache: PagedCache, clock: Clock) -> tuple[list[Step], list[Sequence]]:
+        """Compute the planned steps; also returns which sequences are finished."""
         begin = self._time(clock)
-        batch = [sequence for sequence, _ in planned]
-        prefilling = batch[0].prefilling
-        for sequence in batch:
-            sequence.begin(begin)
-        spans = [sequence.span(length) for sequence, length in planned]
-        bound = cache.bind(spans, decode=not prefilling)
-        tokens = [
-            token
-            for sequence, length in planned
-            for token in sequence.token_ids[sequence.computed : sequence.computed + length]
-        ]
-        hidden = self.model.embed(torch.tensor(tokens, device=self.model.device))  # [T, dim]
-        rope = self.model.rope(bound.positions)
-        tail = self.options.record_prefill_tail if prefilling else None
-        recorder = Recorder(batch, bound.segments, tail) if self.options.record else None
-        selection = None
-        for i, layer in enumerate(self.model.layers):
-            view = bound.layer(i)
-            hidden, selection = layer(hidden, rope, bound.positions, view, selection)
-            if recorder:
-                recorder.add(selection, view)
-        ready = [  # those that have computed all they were given, and the row of their last token
-            (sequence, segment.rows.stop - 1)
-            for sequence, segment in zip(batch, bound.segments, strict=True)
-            if segment.seq_len >= sequence.to_prefill
-        ]
-        new_tokens = self._sample(ready, hidden)
+        chunks = [self._chunk(works, planned.kind, cache, begin) for works in planned.steps]
+        forward(self.model, self.weights, chunks)
+        new_tokens = self._sample(chunks)
         now = self._time(clock)
-        for sequence, length in planned:
-            sequence.advance(length, now)
+        shares = _shares(round((now - begin) * 1e6), [len(chunk.token_ids) for chunk in chunks])
+        steps, finished = [], []
+        for chunk, tokens, wall_us in zip(chunks, new_tokens, shares, strict=True):
+            for sequence, span in chunk.works:
+                sequence.advance(span.length, now)
+            completions = []
+            for sequence, _ in chunk.ready:
+                stopped = not sequence.forced and sequence.token_ids[-1] in self.options.eos_token_ids
+                if stopped or sequence.forced or sequence.generated == sequence.request.max_new_tokens:
+                    finished.append(sequence)
+                    completions.append(sequence.completion(stopped=stopped, now=now))
+            recorder = chunk.recorder
+            steps.append(
+                Step(
+                    index=self._steps,
+                    kind=planned.kind,
+                    wall_us=wall_us,
+                    new_tokens=tokens,
+                    prompt_tokens=len(chunk.token_ids) if planned.kind == "prefill" else 0,
+                    finished=completions,
+                    records=recorder.records(self.model, cache.row_bytes) if recorder else None,
+                )
+            )
+            self._steps += recorder.decode_steps if recorder else 1
+        return steps, finished
 
-        finished, completions = [], []
-        for sequence, _ in ready:
-            stopped = not sequence.forced and sequence.token_ids[-1] in self.options.eos_token_ids
-            if stopped or sequence.forced or sequence.generated == sequence.request.max_new_tokens:
-                finished.append(sequence)
-                completions.append(sequence.completion(stopped=stopped, now=now))
-        step = Step(
-            index=self._steps,
-            kind="prefill" if prefilling else "decode",
-            wall_us=round((now - begin) * 1e6),
-            new_tokens=new_tokens,
-            prompt_tokens=len(tokens) if prefilling else 0,
-            finished=completions,
-            records=recorder.records(self.model, cache.row_bytes) if recorder else None,
-        )
-        self._steps += recorder.decode_steps if recorder else 1
-        return step, finished
+    def _chunk(self, works: list[Work], kind: Literal["prefill", "decode"], cache: PagedCache, begin: float) -> Chunk:
+        for sequence, _ in works:
+            sequence.begin(begin)
+        chunk = Chunk(works, cache, self.model, decode=kind == "decode")
+        if self.options.record:
+            tail = self.options.record_prefill_tail if kind == "prefill" else None
+            chunk.recorder = Recorder([work.sequence for work in works], chunk.bound.segments, tail)
+        return chunk
 
-    def _sample(self, ready: list[tuple[Sequence, int]], hidden: torch.Tensor) -> list[tuple[int, int]]:
-        """Append the next token to every sequence whose answer is not known; (request, token) pairs."""
-        free = [(sequence, row) for sequence, row in ready if not sequence.forced]
-        if not free:
-            return []
-        rows = torch.tensor([row for _, row in free], device=hidden.device)
-        logits = self.model.logits(hidden[rows])  # [n, vocab]
-        tokens: list[int] = []
-        if self.world.rank == 0:
-            generators = [sequence.generator for sequence, _ in free]
-            tokens = sample(logits, self.options.temperature, generators, self.options.top_p)
-        tokens = self.world.share(tokens)
-        for (sequence, _), token in zip(free, tokens, strict=True):
-            sequence.token_ids.append(token)
-        return [(sequence.request.request_id, token) for (sequence, _), token in zip(free, tokens, strict=True)]
+    def _sample(self, chunks: list[Chunk]) -> list[list[tuple[int, int]]]:
+        """Append the next token to every sequence that is ready for it; (request, token) pairs of each chunk."""
+        found: list[list[tuple[int, int]]] = [[] for _ in chunks]
+        if not any(chunk.asking for chunk in chunks):
+            return found
+        with self.weights.head():
+            for chunk, pairs in zip(chunks, found, strict=True):
+                if not (asking := chunk.asking):
+                    continue
+                rows = torch.tensor([row for _, row in asking], device=chunk.hidden.device)
+                logits = self.model.logits(chunk.hidden[rows])  # [n, vocab]
+                tokens: list[int] = []
+                if self.world.rank == 0:
+                    generators = [sequence.generator for sequence, _ in asking]
+                    tokens = sample(logits, self.options.temperature, generators, self.options.top_p)
+                tokens = self.world.share(tokens)
+                for (sequence, _), token in zip(asking, tokens, strict=True):
+                    sequence.token_ids.append(token)
+                    pairs.append((sequence.request.request_id, token))
+        return found
 
     def _time(self, clock: Clock) -> float:
         if self.options.sync and self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
         return clock.now()
+
+
+def _shares(total: int, parts: list[int]) -> list[int]:
+    """``total`` divided in proportion to ``parts``, to whole numbers with the same sum."""
+    ends = [round(total * end / sum(parts)) for end in accumulate(parts)]
+    return [end - begin for begin, end in zip([0, *ends], ends, strict=False)]

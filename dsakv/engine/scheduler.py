@@ -4,17 +4,32 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
+from typing import Literal, NamedTuple
 
 import torch
 
 from dsakv.engine.blocks import BlockManager, blocks_for
 from dsakv.engine.options import EngineOptions
 from dsakv.engine.sequence import Sequence
-from dsakv.kv.step import BlockTable
+from dsakv.kv.step import BlockTable, Span
 from dsakv.request import Request
 
 Sent = tuple[Request, float]
 """A request, and when it was sent."""
+
+
+class Work(NamedTuple):
+    """What a step computes of a sequence."""
+
+    sequence: Sequence
+    span: Span
+
+
+class Pass(NamedTuple):
+    """Steps whose tokens go through each layer one step after the other, before the next layer's turn."""
+
+    kind: Literal["prefill", "decode"]
+    steps: list[list[Work]]
 
 
 class Clients:
@@ -76,24 +91,30 @@ class Scheduler:
         """When the next request comes, where there is nothing to do before; None where there is."""
         return None if self.running or self._clients.queue else self._clients.next_arrival
 
-    def plan(self, now: float) -> list[tuple[Sequence, int]]:
-        """What the next step computes: so many tokens of each of these sequences."""
+    def plan(self, now: float, *, whole_prompts: bool = False) -> Pass:
+        """What is computed next. With ``whole_prompts`` all steps that prefill, until nothing is left to."""
         self._clients.send(now)
         if not self.running:
             self._joining = min(self._options.batch_size, len(self._clients.queue))
+        steps = []
+        while step := self._prefill_step():
+            steps.append(step)
+            if not whole_prompts:
+                break
+        if steps:
+            return Pass("prefill", steps)
+        return Pass("decode", [[self._work(sequence, 1) for sequence in self.running]])
+
+    def _prefill_step(self) -> list[Work]:
+        """Up to ``prefill_chunk`` prompt tokens."""
         planned = []
         room = self._options.prefill_chunk
         for sequence in self._prefilling():
-            length = min(room, sequence.to_prefill - sequence.computed)
-            planned.append((sequence, length))
-            self._publish(sequence, length)
+            length = min(room, sequence.to_prefill - sequence.planned)
+            planned.append(self._work(sequence, length))
             room -= length
             if not room:
                 break
-        if not planned:
-            planned = [(sequence, 1) for sequence in self.running]
-            for sequence in self.running:
-                self._publish(sequence, 1)
         return planned
 
     def retire(self, finished: Collection[Sequence], now: float) -> tuple[list[int], list[int]]:
@@ -136,13 +157,14 @@ class Scheduler:
             sequence.place(BlockTable(blocks, self._device), len(shared) * options.block_size)
         return blocks is not None
 
-    def _publish(self, sequence: Sequence, length: int) -> None:
-        """Offer the blocks that the step fills to other prompts."""
-        if not self._options.prefix_cache:
-            return
-        hashes = sequence.hashes(sequence.computed + length, self._options.block_size)
-        for i in range(sequence.computed // self._options.block_size, len(hashes)):
-            self._manager.publish(sequence.table.blocks[i], hashes[i])
+    def _work(self, sequence: Sequence, length: int) -> Work:
+        """Plan the next tokens of a sequence, and offer the blocks that they fill to other prompts."""
+        span = sequence.plan(length)
+        if self._options.prefix_cache:
+            hashes = sequence.hashes(sequence.planned, self._options.block_size)
+            for i in range(span.start // self._options.block_size, len(hashes)):
+                self._manager.publish(sequence.table.blocks[i], hashes[i])
+        return Work(sequence, span)
 
 
 def blocks_needed(request: Request, block_size: int) -> int:

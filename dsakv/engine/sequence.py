@@ -24,6 +24,8 @@ class Sequence:
         """Tokens whose KV is computed in chunks; of a forced answer the last one is never needed."""
         self.computed = 0
         """Tokens whose KV is in the cache."""
+        self.planned = 0
+        """Tokens that are in the cache, or will be after the steps that are planned."""
         self.cached_tokens = 0
         """How many of them an earlier request left there."""
         self.generator = torch.Generator(device).manual_seed(_stream_seed(seed, request.request_id))
@@ -34,11 +36,12 @@ class Sequence:
     def place(self, table: BlockTable, cached_tokens: int) -> None:
         """Give the sequence its blocks, the first of which hold ``cached_tokens`` of its tokens already."""
         self.table = table
-        self.computed = self.cached_tokens = cached_tokens
+        self.planned = self.computed = self.cached_tokens = cached_tokens
 
     @property
     def prefilling(self) -> bool:
-        return self.computed < self.to_prefill
+        """Whether a step that is not planned yet has to prefill."""
+        return self.planned < self.to_prefill
 
     @property
     def forced(self) -> bool:
@@ -57,10 +60,12 @@ class Sequence:
             self._hashes.append(chained_hash(parent, self.token_ids[begin : begin + block_size]))
         return self._hashes[:blocks]
 
-    def span(self, length: int) -> Span:
-        """The next ``length`` tokens to compute."""
-        first_decode = not self.forced and self.computed == self.prompt_tokens
-        return Span(self.table, self.computed, length, self.prompt_tokens if first_decode else 0)
+    def plan(self, length: int) -> Span:
+        """The next ``length`` tokens to compute, which a step will."""
+        start = self.planned
+        self.planned += length
+        first_decode = not self.forced and start == self.prompt_tokens
+        return Span(self.table, start, length, self.prompt_tokens if first_decode else 0)
 
     def begin(self, now: float) -> None:
         """Note when the prefill starts; called before every step that the sequence is part of."""

@@ -94,7 +94,7 @@ class LayerCache(Protocol):
 
 
 class LayerOutput(NamedTuple):
-    """A layer's hidden states with the selection that it read."""
+    """Hidden states with the selection that attention read."""
 
     hidden: Tensor  # [T, dim]
     selection: Selection | None
@@ -102,7 +102,9 @@ class LayerOutput(NamedTuple):
 
 
 class Layer(Protocol):
-    def __call__(
+    """A decoder layer in two halves, each with its norm and residual."""
+
+    def attend(
         self,
         hidden: Tensor,
         rope: Rope,
@@ -110,10 +112,22 @@ class Layer(Protocol):
         kv: LayerCache,
         previous: Selection | None = None,
     ) -> LayerOutput:
-        """Run one layer over ``T`` tokens.
+        """Attention over ``T`` tokens.
 
         ``hidden`` ``[T, dim]``; ``rope`` as ``Model.rope`` gives it; ``positions`` ``[T]`` int64;
         ``previous`` is the selection that the layer before read, which one without an indexer reads again.
+        """
+        ...
+
+    def __call__(
+        self, hidden: Tensor, rope: Rope, positions: Tensor, kv: LayerCache, previous: Selection | None = None
+    ) -> LayerOutput:
+        """Both halves, one after the other."""
+        ...
+
+    def feed(self, chunks: list[Tensor]) -> list[Tensor]:
+        """The feed-forward half over chunks ``[t, dim]`` each, to the same bits as one by one: its weights, which may
+        have to be fetched, serve all of them.
         """
         ...
 

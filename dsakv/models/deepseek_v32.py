@@ -104,7 +104,7 @@ class DecoderLayer(nn.Module):
         self.attn_norm = RMSNorm(shape.dim, shape.norm_eps, options.dtype)
         self.attn = Attention(layer_id, shape, options)
         self.ffn_norm = RMSNorm(shape.dim, shape.norm_eps, options.dtype)
-        self.ffn: nn.Module
+        self.ffn: GatedMLP | MoE
         if layer_id < shape.n_dense_layers:
             self.ffn = GatedMLP(shape.dim, shape.inter_dim // options.world.size, options)
         else:
@@ -121,10 +121,20 @@ class DecoderLayer(nn.Module):
     def forward(
         self, hidden: Tensor, rope: Rope, positions: Tensor, kv: LayerCache, previous: Selection | None = None
     ) -> LayerOutput:
+        """Both halves, one after the other."""
+        hidden, selection = self.attend(hidden, rope, positions, kv, previous)
+        return LayerOutput(self.feed([hidden])[0], selection)
+
+    def attend(
+        self, hidden: Tensor, rope: Rope, positions: Tensor, kv: LayerCache, previous: Selection | None = None
+    ) -> LayerOutput:
         attended, selection = self.attn(self.attn_norm(hidden), rope, positions, kv, previous)
-        hidden = hidden + self._whole(attended, hidden.dtype)
-        hidden = hidden + self._whole(self.ffn(self.ffn_norm(hidden)), hidden.dtype)
-        return LayerOutput(hidden, selection)
+        return LayerOutput(hidden + self._whole(attended, hidden.dtype), selection)
+
+    def feed(self, chunks: list[Tensor]) -> list[Tensor]:
+        normed = [self.ffn_norm(hidden) for hidden in chunks]
+        parts = self.ffn(normed) if isinstance(self.ffn, MoE) else [self.ffn(x) for x in normed]
+        return [hidden + self._whole(part, hidden.dtype) for hidden, part in zip(chunks, parts, strict=True)]
 
     def _whole(self, part: Tensor, dtype: torch.dtype) -> Tensor:
         """The sum of all ranks' parts, added up in float32."""

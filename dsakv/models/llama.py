@@ -149,14 +149,18 @@ class DecoderLayer(nn.Module):
     def forward(
         self, hidden: Tensor, rope: Rope, positions: Tensor, kv: LayerCache, previous: Selection | None = None
     ) -> LayerOutput:
-        mixed, selection = self.attn(self.attn_norm(hidden), rope, positions, kv)
-        return LayerOutput(self.finish(hidden, mixed), selection)
+        """Both halves, one after the other."""
+        hidden, selection = self.attend(hidden, rope, positions, kv, previous)
+        return LayerOutput(self.feed([hidden])[0], selection)
 
-    def finish(self, hidden: Tensor, mixed: Tensor) -> Tensor:
-        """The layer's output ``[T, dim]``, given its input and what its heads read ``[T, H * d]``."""
-        hidden = hidden + self.attn.wo(mixed)
-        out: Tensor = hidden + self.ffn(self.ffn_norm(hidden))
-        return out
+    def attend(
+        self, hidden: Tensor, rope: Rope, positions: Tensor, kv: LayerCache, previous: Selection | None = None
+    ) -> LayerOutput:
+        mixed, selection = self.attn(self.attn_norm(hidden), rope, positions, kv)
+        return LayerOutput(hidden + self.attn.wo(mixed), selection)
+
+    def feed(self, chunks: list[Tensor]) -> list[Tensor]:
+        return [hidden + self.ffn(self.ffn_norm(hidden)) for hidden in chunks]
 
 
 class Llama(nn.Module):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +55,26 @@ class Gate(nn.Module):
         return weights * shape.route_scale, experts
 
 
+class Routing(NamedTuple):
+    """The experts of the ``T`` tokens of a chunk, as pairs (token, expert) in the order of the experts."""
+
+    tokens: Tensor  # [T * n_activated]
+    weights: Tensor  # [T * n_activated] float32
+    spans: dict[int, slice]
+    """The pairs of each expert that has any."""
+
+
+class Experts(Protocol):
+    """Routed experts of a layer, wherever their weights are."""
+
+    def __call__(self, chosen: list[int]) -> Iterator[GatedMLP]:
+        """Those ``chosen``, in this order, each ready to compute until the next one is asked for.
+
+        They begin to come as soon as this is called: what is computed before the first is asked for hides the time.
+        """
+        ...
+
+
 class MoE(nn.Module):
     """Routed experts, and shared experts as one wide MLP that every token passes.
 
@@ -62,32 +85,40 @@ class MoE(nn.Module):
         super().__init__()
         world = options.world
         n_local = shape.n_experts // world.size
-        self.first, self.n_experts = world.rank * n_local, shape.n_experts
+        self.local = range(world.rank * n_local, (world.rank + 1) * n_local)
         self.gate = Gate(dim, shape, options.dtype)
-        local = range(self.first, self.first + n_local)
-        self.experts = nn.ModuleDict({str(expert): GatedMLP(dim, inter_dim, options) for expert in local})
+        self.experts = nn.ModuleDict({str(expert): GatedMLP(dim, inter_dim, options) for expert in self.local})
         self.shared_experts = GatedMLP(dim, inter_dim * n_shared // world.size, options)
+        self.bring: Experts = lambda chosen: (self.expert(i) for i in chosen)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """This rank's part of the output: ``[T, dim]`` to ``[T, dim]`` float32."""
+    def expert(self, number: int) -> GatedMLP:
+        """One of this rank's routed experts."""
+        module = self.experts[str(number)]
+        assert isinstance(module, GatedMLP)
+        return module
+
+    def forward(self, chunks: list[Tensor]) -> list[Tensor]:
+        """This rank's part of the output of each chunk: ``[t, dim]`` to ``[t, dim]`` float32."""
+        routings = [self._route(x) for x in chunks]
+        chosen = sorted(set().union(*(routing.spans for routing in routings)))
+        experts = self.bring(chosen)
+        shared = [self.shared_experts(x) for x in chunks]
+        totals = [torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in chunks]
+        for number, expert in zip(chosen, experts, strict=True):
+            for x, total, routing in zip(chunks, totals, routings, strict=True):
+                if span := routing.spans.get(number):
+                    tokens = routing.tokens[span]
+                    out = expert(x.index_select(0, tokens)).float()
+                    # A token has an expert once at most: the sum is in the order of the experts, on CUDA too.
+                    total.index_add_(0, tokens, out * routing.weights[span].unsqueeze(1))
+        return [total + own for total, own in zip(totals, shared, strict=True)]
+
+    def _route(self, x: Tensor) -> Routing:
         weights, experts = self.gate(x)  # [T, k]
         n_activated = experts.shape[1]
         flat = experts.flatten()
-        order = flat.argsort(stable=True)  # pairs (token, expert), sorted by expert
-        counts = torch.bincount(flat, minlength=self.n_experts).tolist()
-        begin = sum(counts[: self.first])
-        order = order[begin : begin + sum(counts[self.first : self.first + len(self.experts)])]  # of this rank's
-        inputs = x.index_select(0, order.div(n_activated, rounding_mode="floor"))  # [pairs, dim]
-        routed = torch.zeros(len(flat), x.shape[1], dtype=torch.float32, device=x.device)
-        start = 0
-        outputs = []
-        for expert, module in self.experts.items():
-            if count := counts[int(expert)]:
-                outputs.append(module(inputs[start : start + count]))
-                start += count
-        if outputs:
-            routed.index_copy_(0, order, torch.cat(outputs).float())
-        # A sum in fixed order: adding by index would let CUDA choose it, and runs would differ.
-        total = (routed.view(*weights.shape, -1) * weights.unsqueeze(-1)).sum(1)
-        out: Tensor = total + self.shared_experts(x)
-        return out
+        order = flat.argsort(stable=True)
+        counts = torch.bincount(flat, minlength=self.local.stop).tolist()
+        ends = list(accumulate(counts))
+        spans = {i: slice(ends[i] - counts[i], ends[i]) for i in self.local if counts[i]}
+        return Routing(order.div(n_activated, rounding_mode="floor"), weights.flatten()[order], spans)

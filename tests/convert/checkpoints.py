@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dsakv.convert.architecture import tensors
-from dsakv.convert.header import Stored, format_header
+from dsakv.header import Stored, format_header
 from dsakv.models.deepseek_v32_names import hf_name
 from dsakv.models.shapes import dsa_shape_of, read_config
 from dsakv.models.tiny import CONFIG, write_checkpoint

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dsakv.cli import run
-from dsakv.convert.header import Stored, read_shard
+from dsakv.header import Stored, read_shard
 from tests.convert.checkpoints import make
 from tests.convert.test_convert_resume import flip
 

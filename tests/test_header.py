@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from dsakv.convert.header import LARGEST_HEADER, Shard, Stored, format_header, read_shard
 from dsakv.errors import InputError
+from dsakv.header import LARGEST_HEADER, Shard, Stored, format_header, read_shard
 
 PATH = Path("some.safetensors")
 GOOD = save(
