@@ -125,12 +125,13 @@ class DirectFiles:
         self.direct = all(self._direct)
         """Whether all of the files are read past the page cache."""
 
-    def read(self, extent: Extent, into: memoryview) -> list[Future[None]]:
+    def read(self, extent: Extent, into: memoryview) -> list[Future[int]]:
         """Begin to read ``extent`` to the start of ``into``, which must lie at a page and hold whole pages for it.
 
         A future for each request; they are done in the order in which they were asked for, as far as threads are
-        free. Each ends with None, or raises DsakvError where the disk fails or the file ends too early. Of ``into``
-        the bytes past the end of the file may be anything. It must be left alone until all futures are done.
+        free. Each ends with the bytes that it read, or raises DsakvError where the disk fails or the file ends too
+        early. Of ``into`` the bytes past the end of the file may be anything. It must be left alone until all futures
+        are done.
 
         Raises ValueError for an extent that is none of a file, and for memory that is too small or off a page.
         """
@@ -150,17 +151,17 @@ class DirectFiles:
             for at in range(0, length, self._request)
         ]
 
-    def wait(self, futures: Iterable[Future[None]], files: Iterable[int] = ()) -> None:
-        """Return when ``futures`` are all done and ``files`` are unchanged.
+    def wait(self, futures: Iterable[Future[int]], files: Iterable[int] = ()) -> int:
+        """Return the bytes that ``futures`` read when all are done, and ``files`` unchanged.
 
         Raises:
             DsakvError: a read failed, or a file was written to. No read of these is under way any more.
         """
         done = list(futures)
         wait(done)
-        for future in done:
-            future.result()
+        n_bytes = sum(future.result() for future in done)
         self.check(files)
+        return n_bytes
 
     def check(self, files: Iterable[int]) -> None:
         """Raise DsakvError where one of ``files`` was written to since it was opened, or fails. Nothing is read.
@@ -183,9 +184,11 @@ class DirectFiles:
         while self._fds:
             os.close(self._fds.pop())
 
-    def _fill(self, number: int, at: int, view: memoryview) -> None:
-        """Read to ``view``, or to the end of the file if that comes first. The system may give less at a time."""
+    def _fill(self, number: int, at: int, view: memoryview) -> int:
+        """Read to ``view``, or to the end of the file if that comes first; how many bytes that took. The system may
+        give less at a time."""
         path, until = self.paths[number], min(at + len(view), self.sizes[number])
+        n_bytes = 0
         self._count(1)
         try:
             while at < until:
@@ -195,6 +198,7 @@ class DirectFiles:
                     raise _failed("read", path, error) from error
                 with self._lock:
                     self.bytes_read += got
+                n_bytes += got
                 if at + got > until:  # it has grown
                     raise _changed(path)
                 if at + got < until and self._direct[number]:
@@ -202,6 +206,7 @@ class DirectFiles:
                 if got <= 0:
                     raise self._stopped(number)
                 at, view = at + got, view[got:]
+            return n_bytes
         finally:
             self._count(-1)
 

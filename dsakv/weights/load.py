@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dsakv.errors import DsakvError
-from dsakv.kernels.reference import dequantize_into
 from dsakv.weights.checkpoint import TensorSource
+from dsakv.weights.fill import fill_tensor
 from dsakv.weights.layout import Layout
 from dsakv.weights.plan import Plan, Reading, plan_loading
 
@@ -66,12 +66,8 @@ def _load(reading: Reading, checkpoint: TensorSource, device: torch.device) -> T
         if reading.mapped and stored.data_ptr() % stored.itemsize == 0:  # files may hold numbers at odd addresses
             return stored
         value = torch.empty(stored.shape, dtype=declared.dtype, device=device)
-        moved = stored.to(device) if stored.dtype != declared.dtype else stored  # there the device may convert
-        if reading.scale is None:
-            value.copy_(moved)
-        else:
-            scale = checkpoint.read(reading.scale).to(device)
-            dequantize_into(value, moved, scale, reading.part.start(stored.shape))
+        scale = checkpoint.read(reading.scale) if reading.scale else None
+        fill_tensor(value, stored, scale, reading.part.start(stored.shape))
     except (RuntimeError, MemoryError) as error:  # of the CPU's allocator it is no OutOfMemoryError
         if isinstance(error, RuntimeError) and not _no_room(error):
             raise
