@@ -200,6 +200,10 @@ def test_a_file_that_was_written_to_is_told(paths: list[Path]) -> None:
             whole(files, 1)
         files.check([0, 2, 3])
         assert whole(files, 0) == paths[0].read_bytes()
+    stamps = files.stamps
+    with pytest.raises(DsakvError, match=r"1\.bin changed since it was opened"):
+        DirectFiles(paths, request=ALIGN, threads=1, stamps=stamps)
+    DirectFiles(paths[2:], request=ALIGN, threads=1, stamps=stamps[2:]).close()
 
 
 @EITHER
