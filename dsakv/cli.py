@@ -210,14 +210,14 @@ TIERS_ONLY = {f"kv.{name}" for name in ("hot_capacity", "policy", "scope", "loca
 @bench_app.command("links")
 @configured("bench links", without=TIERS_ONLY)
 def bench_links(config: Config) -> None:
-    """Measure the links between KV pools and the device, for analyze --plan."""
+    """Measure the links between KV pools and the device, for analyze --plan, and how fast disk and memory are."""
     from dsakv.console import Console
     from dsakv.jobs.bench_links import bench_links as measure
     from dsakv.report.links_report import render
 
     console = Console()
     measured = measure(config, console)
-    console.print_table(render(measured.profile, measured.batches))
+    console.print_table(render(measured.profile, measured.batches, measured.disk, measured.memory))
 
 
 FETCHED = {"fetch.out", "fetch.limit", "fetch.revision"}

@@ -542,10 +542,17 @@ class LinksConfig(Section, frozen=True):
         98304,
         393216,
     )
-    rounds: Annotated[int, key("Batches of each kind to take the median of.", ge=1, le=1000)] = 7
+    rounds: Annotated[int, key("Batches, readings and copies of each kind to take the median of.", ge=1, le=1000)] = 7
     device: Annotated[
         Literal["auto", "cpu", "cuda"], key("Where blocks go to; auto takes CUDA where there is one.")
     ] = "auto"
+    disk: Annotated[
+        Text | None,
+        key(
+            "Large file, or folder of a checkpoint, to time reading from disk with. Default: a temporary file of 256 "
+            "MiB beside --out."
+        ),
+    ] = None
     out: Annotated[Text, key("File for the profile, which analyze takes as --links.")] = "links.json"
 
 

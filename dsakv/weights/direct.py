@@ -88,16 +88,17 @@ class DirectFiles:
         request: int,
         threads: int,
         direct: bool = True,
+        stamps: Sequence[Stamp] | None = None,
         preadv: Preadv = os.preadv,
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         """``request``: bytes of a read, a multiple of ``ALIGN``; as many reads are under way at a time as there are
-        ``threads``. ``direct=False`` forbids to go past the page cache. ``preadv`` and ``clock`` (nanoseconds) are
-        the system's unless given.
+        ``threads``. ``direct=False`` forbids to go past the page cache. ``stamps``: what the files were when they were
+        opened before, and have to be still. ``preadv`` and ``clock`` (nanoseconds) are the system's unless given.
 
         Raises:
             InputError: a path leads to no file that this user may read.
-            DsakvError: the disk or the system fails.
+            DsakvError: the disk or the system fails, or a file is not what its stamp says.
             ValueError: ``request`` or ``threads`` is not positive, or ``request`` no multiple of ``ALIGN``.
         """
         if request <= 0 or request % ALIGN:
@@ -117,6 +118,9 @@ class DirectFiles:
         try:
             for path in self.paths:
                 self._open(path, direct and hasattr(os, "O_DIRECT"))
+            for number, before in enumerate(stamps or ()):
+                if self.stamps[number] != before:
+                    raise _changed(self.paths[number])
         except BaseException:
             self.close()
             raise
@@ -172,6 +176,11 @@ class DirectFiles:
             if self._now(number) != self.stamps[number]:
                 raise _changed(self.paths[number])
 
+    def forget(self) -> None:
+        """Take the files out of the page cache, so that what is read through it comes from the disk again."""
+        for fd in self._fds:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
     def busy_us(self) -> float:
         """Microseconds so far in which at least one read was under way, up to now where one is."""
         with self._lock:
@@ -185,10 +194,10 @@ class DirectFiles:
             os.close(self._fds.pop())
 
     def _fill(self, number: int, at: int, view: memoryview) -> int:
-        """Read to ``view``, or to the end of the file if that comes first; how many bytes that took. The system may
-        give less at a time."""
-        path, until = self.paths[number], min(at + len(view), self.sizes[number])
-        n_bytes = 0
+        """Read to ``view``, or to the end of the file if that comes first; how many bytes. The system may give less at
+        a time.
+        """
+        path, begin, until = self.paths[number], at, min(at + len(view), self.sizes[number])
         self._count(1)
         try:
             while at < until:
@@ -198,7 +207,6 @@ class DirectFiles:
                     raise _failed("read", path, error) from error
                 with self._lock:
                     self.bytes_read += got
-                n_bytes += got
                 if at + got > until:  # it has grown
                     raise _changed(path)
                 if at + got < until and self._direct[number]:
@@ -206,7 +214,7 @@ class DirectFiles:
                 if got <= 0:
                     raise self._stopped(number)
                 at, view = at + got, view[got:]
-            return n_bytes
+            return at - begin
         finally:
             self._count(-1)
 

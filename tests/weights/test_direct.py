@@ -77,7 +77,7 @@ def test_every_byte_is_what_a_plain_read_gives(
     with closing(DirectFiles(lasting, request=request * ALIGN, threads=threads, direct=direct)) as files:
         assert files.sizes == list(SIZES)
         assert not files.direct or direct
-        futures: list[Future[None]] = []
+        futures: list[Future[int]] = []
         read = 0
         views = []
         for number, begin, end in wanted:
@@ -200,6 +200,10 @@ def test_a_file_that_was_written_to_is_told(paths: list[Path]) -> None:
             whole(files, 1)
         files.check([0, 2, 3])
         assert whole(files, 0) == paths[0].read_bytes()
+    stamps = files.stamps
+    with pytest.raises(DsakvError, match=r"1\.bin changed since it was opened"):
+        DirectFiles(paths, request=ALIGN, threads=1, stamps=stamps)
+    DirectFiles(paths[2:], request=ALIGN, threads=1, stamps=stamps[2:]).close()
 
 
 @EITHER
@@ -350,12 +354,12 @@ def test_busy_is_the_union_of_reads(lasting: list[Path], gate: Gate) -> None:
         DirectFiles(lasting, request=ALIGN, threads=2, direct=False, preadv=gate.preadv, clock=gate.clock)
     ) as files:
 
-        def begin(page: int) -> Future[None]:
+        def begin(page: int) -> Future[int]:
             (future,) = files.read(Extent(1, page * ALIGN, (page + 1) * ALIGN), memory(ALIGN))
             assert gate.begun.acquire(timeout=30)
             return future
 
-        def end(page: int, future: Future[None]) -> None:
+        def end(page: int, future: Future[int]) -> None:
             gate.go[page].set()
             future.result(30)
 
