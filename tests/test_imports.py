@@ -19,7 +19,7 @@ LEVELS = [
     {"engine", "kv", "weights", "convert"},
     {"models", "workloads", "hub", "analysis", "trace"},
     {"distributed", "kernels", "policies", "prefix", "tokenizer", "chat_templates", "gguf"},
-    {"config", "settings", "request", "console", "layout", "header"},
+    {"config", "settings", "request", "console", "layout", "header", "sizes"},
     {"errors", "threads", "compiled"},
 ]
 """From the top down. Rooms of one level may use each other, but not in a circle."""

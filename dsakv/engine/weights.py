@@ -32,6 +32,10 @@ class Weights(Protocol):
         """What was moved since this was last asked; None where nothing ever is."""
         ...
 
+    def close(self) -> None:
+        """Nothing is asked for any more."""
+        ...
+
 
 class InPlace:
     """All weights, where they are used."""
@@ -52,6 +56,8 @@ class InPlace:
 
     def traffic(self) -> WeightTraffic | None:
         return None
+
+    def close(self) -> None: ...
 
 
 IN_PLACE = InPlace()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +20,7 @@ from dsakv.jobs.loaded import LoadedModel
 from dsakv.jobs.prompts import read_prompts, to_requests
 from dsakv.jobs.ranks import load_together
 from dsakv.jobs.run import PrefixLog, announce, check_kv, how_to_analyze, inputs, make_engine
+from dsakv.jobs.streaming import check_weights
 from dsakv.policies.placement import Tiers
 from dsakv.report.run_summary import render_tiers
 from dsakv.request import Completion, Request, Step
@@ -47,26 +48,27 @@ def generate(config: Config, console: Console, world: World = ALONE) -> None:
     if given.interactive and given.raw:
         raise InputError("--raw does not go with --interactive", "a chat needs the template: leave one out")
     check_kv(config)
+    check_weights(config.weights)
     if config.trace.enable:
         RunDir.check_free(config.trace.out)
     elif config.trace.out is not None:
         console.warn("--trace-out does nothing without --trace-enable")
     prompts = [] if given.interactive else read_prompts(config)  # a bad file is told of before weights are read
-    loaded = load_together(config, world, console)
-    announce(loaded, console)
-    engine = make_engine(config, loaded, world, record=config.trace.enable)
-    requests = to_requests(prompts, config, loaded)
-    engine.check(requests)
-    tiers = None if given.interactive else engine.tiers(requests)
-    with _tape(config, loaded, tiers, world, console, inputs(len(requests))) as tape:
-        if given.interactive:
-            _chat(engine, config, loaded, console, tape)
-        elif given.json:
-            _print_lines(engine, requests, loaded, console, tape)
-        else:
-            _stream(engine, requests, loaded, console, tape)
-    if tape.traffic:
-        console.info_table(render_tiers(tape.traffic.transfers()))
+    with closing(load_together(config, world, console)) as loaded:
+        announce(loaded, console)
+        engine = make_engine(config, loaded, world, record=config.trace.enable)
+        requests = to_requests(prompts, config, loaded)
+        engine.check(requests)
+        tiers = None if given.interactive else engine.tiers(requests)
+        with _tape(config, loaded, tiers, world, console, inputs(len(requests))) as tape:
+            if given.interactive:
+                _chat(engine, config, loaded, console, tape)
+            elif given.json:
+                _print_lines(engine, requests, loaded, console, tape)
+            else:
+                _stream(engine, requests, loaded, console, tape)
+        if tape.traffic:
+            console.info_table(render_tiers(tape.traffic.transfers()))
 
 
 class _Tape:

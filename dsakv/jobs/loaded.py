@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from dsakv.engine.weights import Weights
 from dsakv.errors import InputError
 from dsakv.jobs.recipe import Selected
 from dsakv.kv.formats import row_format
@@ -19,6 +20,8 @@ class LoadedModel:
     """A model with its tokenizer, where the checkpoint has one, and what is worth saying about both."""
 
     model: Model
+    weights: Weights
+    """What puts its weights in place."""
     directory: Path
     eos_token_ids: frozenset[int]
     text_tokenizer: Tokenizer | None
@@ -35,6 +38,10 @@ class LoadedModel:
     index_fp8: bool
     slow: str | None
     """What keeps a GPU from its own kernels, if anything does."""
+
+    def close(self) -> None:
+        """Let go of the files and threads that streamed weights take."""
+        self.weights.close()
 
     @property
     def max_seq_len(self) -> int:

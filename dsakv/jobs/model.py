@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -13,35 +14,75 @@ import torch
 from torch import nn
 
 import dsakv
-from dsakv.config import ModelConfig
+from dsakv.config import ModelConfig, WeightsConfig
 from dsakv.console import Console
 from dsakv.distributed import ALONE, World
+from dsakv.engine.weights import IN_PLACE
 from dsakv.errors import DsakvError, InputError
 from dsakv.jobs.loaded import LoadedModel
 from dsakv.jobs.model_files import ModelFiles, find_model
-from dsakv.jobs.recipe import check_float8, recipe_of
+from dsakv.jobs.recipe import Recipe, check_float8, recipe_of
+from dsakv.jobs.streaming import stream_options
 from dsakv.kernels import tile
 from dsakv.kernels.select import kernels_for, why_slow
 from dsakv.models.contracts import Model
 from dsakv.models.dsa_shape import DsaShape
 from dsakv.models.options import ModelOptions
 from dsakv.models.shapes import check_ranks_of, read_config, shape_of
-from dsakv.weights.checkpoint import Checkpoint, Together
+from dsakv.weights.checkpoint import Checkpoint, TensorSource, Together
 from dsakv.weights.layout import Layout
 from dsakv.weights.load import Progress, load_parameters, silent
+from dsakv.weights.stream import Planned, plan_stream, stream
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "fp8": torch.bfloat16}
 """What models of each precision compute in, quantised projections aside."""
+ALL_LOADED = WeightsConfig()
 SHOWN_FROM = 1_000_000_000
 """Bytes of weights whose loading is worth a progress bar."""
 
 
-def load_model(config: ModelConfig, world: World = ALONE, console: Console | None = None) -> LoadedModel:
-    """Load the model that ``config`` names; with several ranks, this rank's part of it.
+@dataclass
+class PreparedModel:
+    """A model that is known in every respect, while its weights are still on disk."""
+
+    loaded: LoadedModel
+    """As it will be; ``weights`` are not there yet."""
+    sources: TensorSource
+    recipe: Recipe
+    files: ModelFiles
+    planned: Planned | None
+    """How its weights are streamed; None where all are to be loaded."""
+
+    def load(self, progress: Progress) -> LoadedModel:
+        """Bring in the weights, or of streamed ones what stays."""
+        module, device = cast(nn.Module, self.loaded.model), self.loaded.model.device
+        with _named(self.files):
+            if self.planned is not None:
+                return replace(self.loaded, weights=stream(self.planned, progress))
+            load_parameters(module, self.sources, self.recipe.layout, device=device, progress=progress)
+        return self.loaded
+
+
+def load_model(
+    config: ModelConfig,
+    world: World = ALONE,
+    console: Console | None = None,
+    weights: WeightsConfig = ALL_LOADED,
+) -> LoadedModel:
+    """Load the model that ``config`` names, as far as ``weights`` allows; with several ranks, this rank's part of it.
 
     ``console`` is where rank 0 shows how far it is with a large one. Raises InputError for a checkpoint, shape,
-    device, selection or length that does not work, DsakvError where an embedded model cannot be had.
+    device, selection, length or budget that does not work, DsakvError where an embedded model cannot be had.
     """
+    with prepared_model(config, world, console, weights) as prepared:
+        return prepared.load(_progress(console, world))
+
+
+@contextmanager
+def prepared_model(
+    config: ModelConfig, world: World, console: Console | None, weights: WeightsConfig
+) -> Iterator[PreparedModel]:
+    """The model with its files open; raises as :func:`load_model` does. Only headers are read."""
     device = choose_device(config.device)
     files = find_model(config, console or Console())
     with _named(files):
@@ -55,23 +96,17 @@ def load_model(config: ModelConfig, world: World = ALONE, console: Console | Non
     shape = shape_of(raw, source)
     check_ranks_of(shape, world.size, source)
     recipe = recipe_of(shape, config, files, world)
-    precision = _precision(config.dtype, device, files, recipe.layout, has_fp8=isinstance(shape, DsaShape))
+    is_dsa = isinstance(shape, DsaShape)
+    options = stream_options(weights, device, has_experts=is_dsa)
+    precision = _precision(config.dtype, device, files, recipe.layout, has_fp8=is_dsa)
     fp8 = precision == "fp8"
     index_fp8 = config.index_fp8 or fp8
     check_float8(shape, recipe.indexer, source, world, fp8=fp8, index_fp8=index_fp8)
     # Before the weights: it takes seconds, they may take minutes.
     with _named(files):
         tokenizer = files.tokenizer()
-    options = ModelOptions(_DTYPES[precision], device, kernels_for(device), world=world, fp8=fp8, index_fp8=index_fp8)
-    module = recipe.build(options)
-    with _named(files), ExitStack() as stack:
-        sources = [stack.enter_context(files.open(recipe.layout.file))]
-        if recipe.indexer_file:
-            sources.append(stack.enter_context(Checkpoint(recipe.indexer_file.parent, recipe.indexer_file.name)))
-        progress = _progress(console, world)
-        load_parameters(module, Together(*sources), recipe.layout, device=device, progress=progress)
-    if recipe.indexer_file:
-        _check_finite(module, recipe.indexer_file)
+    how = ModelOptions(_DTYPES[precision], device, kernels_for(device), world=world, fp8=fp8, index_fp8=index_fp8)
+    module = recipe.build(how)
     model = cast(Model, module)
     if config.index_topk > model.max_seq_len:
         raise InputError(
@@ -86,8 +121,9 @@ def load_model(config: ModelConfig, world: World = ALONE, console: Console | Non
             )
         model.max_seq_len = config.max_seq_len
     marks = raw if own is None else own  # they belong to the weights, whichever shape these are read with
-    return LoadedModel(
+    loaded = LoadedModel(
         model=model,
+        weights=IN_PLACE,
         directory=files.path,
         eos_token_ids=tokenizer.eos_token_ids if tokenizer else files.eos_ids(marks),
         text_tokenizer=tokenizer,
@@ -99,14 +135,24 @@ def load_model(config: ModelConfig, world: World = ALONE, console: Console | Non
         caveat=recipe.caveat,
         precision=precision,
         index_fp8=index_fp8,
-        slow=why_slow(options.kernels, device),
+        slow=why_slow(how.kernels, device),
     )
+    with ExitStack() as stack:
+        with _named(files):
+            sources = [stack.enter_context(files.open(recipe.layout.file))]
+            if recipe.indexer_file:
+                indexers = stack.enter_context(Checkpoint(recipe.indexer_file.parent, recipe.indexer_file.name))
+                _check_finite(indexers, recipe.indexer_file)
+                sources.append(indexers)
+            together = Together(*sources)
+            planned = plan_stream(module, together, recipe.layout, options, device) if options else None
+        yield PreparedModel(loaded, together, recipe, files, planned)
 
 
-def _check_finite(module: nn.Module, file: Path) -> None:
+def _check_finite(indexers: TensorSource, file: Path) -> None:
     """Raise InputError for indexers whose scores would be no numbers: their selections would look like any others."""
-    for name, parameter in module.named_parameters():
-        if ".indexer." in name and not parameter.isfinite().all():
+    for name in indexers.tensors:
+        if not indexers.read(name).isfinite().all():
             raise InputError(f"indexer file {file}: {name} holds numbers that are not finite", "train it again")
 
 
@@ -116,7 +162,7 @@ def _named(files: ModelFiles) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        if files.remade:
+        if files.remade and str(files.path) in error.message:
             raise DsakvError(error.message, f"remove {files.path}: it is made anew") from error
         raise
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 
 import torch
 
@@ -38,7 +39,8 @@ def run_on_ranks(job: Callable[[World], object], config: Config, place: Place | 
             job(world)
             dismiss(world)
         else:
-            make_engine(config, load_together(config, world), world, record=False).follow()
+            with closing(load_together(config, world)) as loaded:
+                make_engine(config, loaded, world, record=False).follow()
 
 
 def load_together(config: Config, world: World, console: Console | None = None) -> LoadedModel:
@@ -48,7 +50,7 @@ def load_together(config: Config, world: World, console: Console | None = None) 
     """
     loaded, error = None, None
     try:
-        loaded = load_model(config.model, world, console)
+        loaded = load_model(config.model, world, console, config.weights)
     except DsakvError as raised:
         error = raised
     problems = world.collect(error)

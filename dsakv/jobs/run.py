@@ -52,7 +52,7 @@ def make_engine(config: Config, loaded: LoadedModel, world: World, *, record: bo
         record_prefill_tail=config.trace.prefill_tail,
         sync=config.trace.sync_cuda,
     )
-    return Engine(loaded.model, options, world)
+    return Engine(loaded.model, options, world, loaded.weights)
 
 
 def check_kv(config: Config) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from hashlib import blake2b
 from typing import Any
@@ -20,6 +21,7 @@ from dsakv.errors import InputError
 from dsakv.jobs.loaded import LoadedModel
 from dsakv.jobs.ranks import load_together
 from dsakv.jobs.run import announce, check_kv, how_to_analyze, inputs, make_engine, prefix_facts
+from dsakv.jobs.streaming import check_weights
 from dsakv.report.run_summary import Speed, render_run
 from dsakv.request import Completion, Request, Step
 from dsakv.settings import resolved_json
@@ -45,14 +47,21 @@ def trace(name: str, config: Config, console: Console, world: World = ALONE) -> 
         raise InputError("tracing is switched off (DS_TRACE_ENABLE or trace.enable)", "dsakv generate runs without it")
     check_arrival(config.serving)
     check_kv(config)
-    block_size, stored = config.engine.kv_block_size, resolved_json(config)
+    check_weights(config.weights)
+    stored = resolved_json(config)
     # What can fail for the output folder's sake does so before minutes are spent on loading a model.
     if config.trace.resume:
         RunDir.check_resumable(config.trace.out, stored, dataset=name)
     else:
         RunDir.check_free(config.trace.out)
     workload = build(name, config)
-    loaded = load_together(config, world, console)
+    with closing(load_together(config, world, console)) as loaded:
+        return _run(workload, config, loaded, console, world)
+
+
+def _run(workload: Workload, config: Config, loaded: LoadedModel, console: Console, world: World) -> RunDir:
+    """As :func:`trace`, on a loaded model."""
+    name, block_size, stored = workload.name, config.engine.kv_block_size, resolved_json(config)
     announce(loaded, console)
     engine = make_engine(config, loaded, world, record=True)
     if name == "ruler" and config.ruler.data is None and config.ruler.context_length > loaded.max_seq_len:
@@ -64,7 +73,12 @@ def trace(name: str, config: Config, console: Console, world: World = ALONE) -> 
     engine.check(requests)
     _say_size(requests, config, loaded, console)
     model = loaded.describe()
-    facts: dict[str, Any] = {"dataset": name, "model": model, "inputs": counts, "requests_digest": _digest(requests)}
+    facts: dict[str, Any] = {
+        "dataset": name,
+        "model": model,
+        "inputs": counts,
+        "requests_digest": _digest(requests),
+    }
     resumed = RunDir.resume(config.trace.out, block_size, stored, **facts) if config.trace.resume else None
     waiting = requests if resumed is None else [r for r in requests if r.request_id not in resumed.finished]
     start = 0.0 if resumed is None else last_token_s(resumed.requests_path)

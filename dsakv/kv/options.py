@@ -8,11 +8,9 @@ from typing import Literal
 
 from dsakv.errors import InputError
 from dsakv.policies.placement import Scope, Tiers
+from dsakv.sizes import parse_bytes
 
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-_DIGITS = 30
-"""Of a number: more of them would be no float."""
-_AMOUNT = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(?:([kmgt]i?)?(b))?", re.IGNORECASE | re.ASCII)
+_NUMBER = re.compile(r"(\d{1,30}(?:\.\d+)?|\.\d+)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +24,14 @@ class Amount:
     @classmethod
     def parse(cls, text: str, flag: str) -> Amount:
         """``256`` blocks, ``0.25`` of them, ``512MiB`` or ``2GB``. Raises InputError, which names ``flag``."""
-        found = _AMOUNT.fullmatch(text.strip())
-        if found is None or len(found[1]) > _DIGITS:
+        if (n_bytes := parse_bytes(text)) is not None:
+            return cls(n_bytes, "bytes", text)
+        if not _NUMBER.fullmatch(text.strip()):
             raise InputError(
                 f"{flag} {text!r} is no size", "give blocks a layer (256), a share of the KV (0.25) or bytes (512MiB)"
             )
-        number, prefix, is_bytes = float(found[1]), (found[2] or "").lower(), found[3]
-        if is_bytes:
-            return cls(number * _UNITS[prefix], "bytes", text)
-        if "." in found[1]:
+        number = float(text)
+        if "." in text:
             if not 0 < number <= 1:
                 raise InputError(f"{flag} {text} is no share", "shares lie above 0 and up to 1.0")
             return cls(number, "share", text)

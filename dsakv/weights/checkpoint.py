@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from dsakv.errors import InputError
+from dsakv.header import read_shard
 from dsakv.layout import INDEX, listed, shards
 
 
@@ -45,6 +47,13 @@ class Stored(NamedTuple):
     """Whether the file holds these numbers themselves, so that they can be mapped."""
 
 
+class Located(NamedTuple):
+    """Where the bytes of a stored tensor begin."""
+
+    path: Path
+    begin: int
+
+
 class TensorSource(Protocol):
     """Named tensors, whatever files they are in."""
 
@@ -58,6 +67,9 @@ class TensorSource(Protocol):
 
     def read(self, name: str, part: Part = WHOLE) -> torch.Tensor:
         """A tensor, or what of it ``part`` picks, in the shape and dtype that ``tensors`` tells."""
+
+    def locate(self) -> dict[str, Located]:
+        """Where the bytes of each tensor are. Raises InputError where they are not as ``tensors`` tells."""
 
 
 class Checkpoint:
@@ -76,12 +88,14 @@ class Checkpoint:
         self._file = file
         self._stack = ExitStack()
         self._owner: dict[str, Any] = {}
+        self._files: list[Path] = []
 
     def __enter__(self) -> Checkpoint:
         if not self.directory.is_dir():
             raise InputError(f"no checkpoint at {self.directory}", "--ckpt-path names a directory of safetensors files")
         index = listed(self.directory) if self._file is None else {}
         files = shards(self.directory, index) if self._file is None else [self.directory / self._file]
+        self._files = files
         for number, path in enumerate(files):
             file = self._open(path)
             for position, name in enumerate(file.offset_keys()):
@@ -100,6 +114,16 @@ class Checkpoint:
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
         self._owner.clear()
+
+    def locate(self) -> dict[str, Located]:
+        """Where each tensor is, by name. Raises InputError for a file whose header does not account for all of it."""
+        found: dict[str, Located] = {}
+        for path in self._files:
+            with path.open("rb") as file:
+                facts = os.fstat(file.fileno())
+                shard = read_shard(path, file, facts.st_size, facts.st_mtime_ns)
+            found |= {tensor.name: Located(path, tensor.start) for tensor in shard.tensors}
+        return found
 
     def _open(self, path: Path) -> Any:
         if not path.is_file():
@@ -132,3 +156,6 @@ class Together:
 
     def read(self, name: str, part: Part = WHOLE) -> torch.Tensor:
         return self._owner[name].read(name, part)
+
+    def locate(self) -> dict[str, Located]:
+        return {name: place for owner in set(self._owner.values()) for name, place in owner.locate().items()}

@@ -14,7 +14,7 @@ from gguf.quants import dequantize
 from dsakv.errors import InputError
 from dsakv.gguf.config import ROPE_FACTORS, config_of
 from dsakv.gguf.header import GgufHeader, GgufTensor, read_header
-from dsakv.weights.checkpoint import WHOLE, Part, Stored
+from dsakv.weights.checkpoint import WHOLE, Located, Part, Stored
 
 _WHOLE_MODEL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _LAYER = {
@@ -93,6 +93,13 @@ class GgufCheckpoint:
             return tensor
         size = tensor.shape[part.dim] // part.total
         return tensor.narrow(part.dim, part.number * size, size)
+
+    def locate(self) -> dict[str, Located]:
+        """Raises InputError: blocks of quantised numbers cannot be read in place."""
+        raise InputError(
+            f"{self.directory} is a GGUF file, whose weights cannot be read while the model runs",
+            "leave the budget out, or give the model as safetensors files",
+        )
 
     def _decoded(self, found: GgufTensor) -> torch.Tensor:
         if self._data is None:

@@ -25,8 +25,8 @@ class Sizes(NamedTuple):
     """Where it stays."""
     passes: int
     """Of a slot that it passes through."""
-    through: int
-    """Of a slot that it passes through on its way to where it stays; 0 where it is read there."""
+    way: int
+    """That it passes through, once, on its way to where it stays; 0 where it is read there."""
     reads: int
     """How often a pass reads it where it does not stay."""
 
@@ -37,8 +37,10 @@ class Kept(NamedTuple):
     units: frozenset[int]
     slots: int
     slot_bytes: int
+    way: int
+    """Bytes that others pass through once to where they stay, because no slot holds them; 0 where one does."""
     n_bytes: int
-    """Of all of them."""
+    """Of all of that."""
 
 
 def usable(budget: int) -> int:
@@ -60,23 +62,24 @@ def keep(units: Sequence[Sizes], budget: int, depth: int, residency: Residency) 
         if residency != "static" and limit < max(unit.passes for unit in units):
             continue
         passing = len(units) - len(staying)
-        slots, slot_bytes = min(depth + 1, passing), limit
-        room = budget - slots * slot_bytes - sum(units[i].stays for i in staying)
-        # Whatever is read by way of a slot needs one that it fits into.
-        if (way := max((units[i].through for i in staying), default=0)) > slot_bytes:
-            room -= way if not slots else slots * (way - slot_bytes)
-            slots, slot_bytes = max(slots, 1), way
+        slots = min(depth + 1, passing)
+        way = max((units[i].way for i in staying), default=0)
+        room = budget - slots * limit - sum(units[i].stays for i in staying) - _beside(way, limit)
         if room < 0:
             continue
         if residency == "static":
             for i in order:
-                if i not in staying and units[i].stays <= room and units[i].through <= slot_bytes:
+                longer = max(way, units[i].way)
+                cost = units[i].stays + _beside(longer, limit) - _beside(way, limit)
+                if i not in staying and cost <= room:
                     staying.add(i)
-                    room -= units[i].stays
+                    room, way = room - cost, longer
         elif residency == "lru":
-            more = min(room // slot_bytes, passing - slots)
-            slots, room = slots + more, room - more * slot_bytes
-        kept = Kept(frozenset(staying), slots, slot_bytes, budget - room)
+            more = min(room // limit, passing - slots)
+            slots, room = slots + more, room - more * limit
+        passing = len(units) - len(staying)
+        slots = min(slots, passing)
+        kept = Kept(frozenset(staying), slots, limit, _beside(way, limit), budget - room)
         read = sum(unit.passes * unit.reads for i, unit in enumerate(units) if i not in staying)
         if best is None or read < best_read:
             best, best_read = kept, read
@@ -85,7 +88,7 @@ def keep(units: Sequence[Sizes], budget: int, depth: int, residency: Residency) 
 
 def least(units: Sequence[Sizes], depth: int, residency: Residency) -> int:
     """Bytes of the smallest budget that :meth:`keep` can do with."""
-    low, high = 0, sum(unit.stays + unit.passes * (depth + 1) + unit.through for unit in units)
+    low, high = 0, sum(unit.stays + unit.passes * (depth + 1) + unit.way for unit in units)
     while low < high:
         middle = (low + high) // 2
         if keep(units, middle, depth, residency) is None:
@@ -93,6 +96,11 @@ def least(units: Sequence[Sizes], depth: int, residency: Residency) -> int:
         else:
             high = middle
     return low
+
+
+def _beside(way: int, slot: int) -> int:
+    """Bytes beside the slots that ``way`` takes."""
+    return way if way > slot else 0
 
 
 def _spread(i: int) -> int:
@@ -150,8 +158,8 @@ class WeightsPlan:
 
 def too_small(flag: str, budget: int, needed: int, unit: str) -> InputError:
     """What to say of a budget that does not hold what a step needs at a time."""
-    smaller = {"layer": ", or --stream-unit sublayer", "sublayer": "", "expert": ""}[unit]
+    smaller = {"layer": " or --stream-unit sublayer", "sublayer": "", "expert": ""}[unit]
     return InputError(
-        f"{flag} of {budget:,} bytes is too small: weights pass through it by the {unit}, which needs {needed:,}",
-        f"give at least that, fewer --prefetch-depth{smaller}",
+        f"{flag} of {budget:,} bytes is too small for what has to be in memory at a time, by the {unit}",
+        f"give at least {needed:,}B, or try fewer --prefetch-depth{smaller}",
     )

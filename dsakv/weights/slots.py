@@ -8,7 +8,7 @@ order in which units were asked for, while others read on.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,31 +23,51 @@ from dsakv.weights.units import Unit
 class Slot:
     """Memory for one unit at a time."""
 
-    def __init__(self, raw: Tensor, ready: Tensor) -> None:
-        self.raw = raw  # [bytes] uint8, on the host
-        self.ready = ready  # [bytes] uint8, on the device
+    def __init__(self, host: Tensor, device: Tensor | None) -> None:
+        """``host`` ``[bytes]`` uint8 holds what was read and, without ``device``, behind it what was converted."""
+        self.host, self.device = host, device
         self.load: Load | None = None
         """The last one, whether it is done or under way."""
         self.freed: Any = None
         """CUDA: when the device had done with what was here."""
 
+    def raw(self, unit: Unit) -> Tensor:
+        return self.host[: unit.raw_bytes]
+
+    def ready(self, unit: Unit) -> Tensor:
+        if self.device is not None:
+            return self.device[: unit.ready_bytes]
+        return self.host[unit.raw_bytes : unit.raw_bytes + unit.ready_bytes]
+
 
 class Load:
     """A unit on its way into a slot, or there."""
 
-    def __init__(self, unit: Unit, slot: Slot) -> None:
+    def __init__(self, unit: Unit, slot: Slot, host: Tensor | None) -> None:
         self.unit, self.slot = unit, slot
+        self.raw = slot.raw(unit) if host is None else host
+        self.planned_bytes = unit.disk_bytes if host is None else 0
         self.disk_bytes = 0
+        self.reads: list[Future[int]] = []
         self.staged: Future[None]
         """Done when the unit is read and conversion is told to the device; raises DsakvError."""
         self.there: Any = None
         """CUDA: when it is converted."""
         self.used = False
+        """Whether it has been computed with."""
+        self.in_place = False
+        """Whether the model has its parameters now."""
+
+    def put(self) -> None:
+        """Give the model its parameters."""
+        self.unit.put(self.raw, self.slot.ready(self.unit))
 
     def settle(self) -> None:
         """Return when nothing is under way any more, however it went."""
-        if not self.staged.cancel():
-            self.staged.exception()
+        for read in self.reads:
+            read.cancel()
+        wait(self.reads)
+        wait([self.staged])
         if self.there is not None:
             self.there.synchronize()
 
@@ -65,17 +85,17 @@ class Loader:
         """Bring ``unit`` into ``slot``, from ``host`` ``[raw_bytes]`` where that holds it, else from disk."""
         if slot.load is not None:
             slot.load.settle()
-        load = slot.load = Load(unit, slot)
-        reads = [] if host is not None else self.read(unit, slot.raw)
-        raw = slot.raw if host is None else host
+        load = slot.load = Load(unit, slot, host)
+        if host is None:
+            load.reads = self.read(unit, load.raw)
 
         def stage() -> None:
-            if reads:
-                load.disk_bytes = self.files.wait(reads, unit.files)
+            if load.reads:
+                load.disk_bytes = self.files.wait(load.reads, unit.files)
             if unit.ready_bytes:
                 with torch.inference_mode(), self._on_stream(slot):
                     begin = mark(self.device)
-                    unit.convert(raw, slot.ready)
+                    unit.convert(load.raw, slot.ready(unit))
                     self._converted.append((begin, mark(self.device)))
                     load.there = self._event()
 
@@ -85,9 +105,7 @@ class Loader:
     def read(self, unit: Unit, raw: Tensor) -> list[Future[int]]:
         """Begin to read ``unit`` from disk."""
         view = raw.numpy().data
-        return [
-            read for extent, place in unit.extents for read in self.files.read(extent, view[place : unit.raw_bytes])
-        ]
+        return [read for extent, place in unit.extents for read in self.files.read(extent, view[place:])]
 
     def wait(self, load: Load) -> tuple[Mark, Mark]:
         """Let the device, or on CPU this thread, go on when ``load`` is done; begin and end of the wait.
@@ -106,10 +124,10 @@ class Loader:
             slot.freed = torch.cuda.Event()
             slot.freed.record()
 
-    def converted_us(self) -> float:
-        """Microseconds that conversions took since this was last asked."""
+    def converted_us(self, since: Mark) -> float:
+        """Microseconds from ``since`` on that conversions took which have ended since this was last asked."""
         done, self._converted = self._converted, []
-        return sum(begin.us_until(end) for begin, end in done)
+        return sum(min(begin.us_until(end), since.us_until(end)) for begin, end in done)
 
     def close(self) -> None:
         """Return when nothing is read or converted any more."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
@@ -24,7 +24,7 @@ NUMBERS = 64
 _NAME = re.compile(r"layers\.(\d+)\.(?:(attn)|ffn\.experts\.(\d+)|ffn)")
 
 
-class Located(NamedTuple):
+class Lies(NamedTuple):
     """Where a stored tensor is."""
 
     file: int
@@ -96,27 +96,24 @@ class Unit:
     def files(self) -> set[int]:
         return {extent.file for extent, _ in self.extents}
 
+    def whole(self) -> Unit:
+        """The same, with all of its parameters in ready memory: nothing is left in the raw one then."""
+        sizes = [_up(weight.shape.numel() * weight.dtype.itemsize, NUMBERS) for weight in self.weights]
+        ends = accumulate(sizes)
+        weights = [w._replace(ready=end - size) for w, end, size in zip(self.weights, ends, sizes, strict=True)]
+        return replace(self, weights=weights, ready_bytes=self.whole_bytes)
+
     def convert(self, raw: Tensor, ready: Tensor) -> None:
         """Fill ``ready`` ``[ready_bytes]`` from ``raw`` ``[raw_bytes]``, both uint8."""
         for weight in self.weights:
             if weight.ready is not None:
                 fill_tensor(_at(ready, weight.ready, weight), *_stored(weight, raw))
 
-    def copy(self, raw: Tensor, whole: Tensor) -> None:
-        """Fill ``whole`` ``[whole_bytes]`` with all parameters, of which nothing is left in ``raw`` then."""
-        for weight, begin in zip(self.weights, _packed(self.weights), strict=True):
-            fill_tensor(_at(whole, begin, weight), *_stored(weight, raw))
-
     def put(self, raw: Tensor, ready: Tensor) -> None:
         """Give the model its parameters, as they lie in ``raw`` and ``ready``."""
         for weight in self.weights:
             value = weight.stored.of(raw) if weight.ready is None else _at(ready, weight.ready, weight)
             _set(weight.reading, value)
-
-    def put_whole(self, whole: Tensor) -> None:
-        """Likewise, of memory that :meth:`copy` filled."""
-        for weight, begin in zip(self.weights, _packed(self.weights), strict=True):
-            _set(weight.reading, _at(whole, begin, weight))
 
     def take(self) -> None:
         """Take the parameters from the model: whoever uses them now fails."""
@@ -135,13 +132,14 @@ class Units:
     """Those that are units of their own, by layer and number."""
 
     def reads(self, unit: int) -> int:
-        """How often a pass comes to a unit from another one."""
-        return sum(now == unit and before != unit for before, now in zip([-1, *self.order], self.order, strict=False))
+        """How often a pass comes to a unit from another one, the one before having ended with the head."""
+        before = [self.order[-1], *self.order[:-1]]
+        return sum(now == unit != last for last, now in zip(before, self.order, strict=True))
 
 
 def units_of(
     readings: Iterable[Reading],
-    located: Mapping[str, Located],
+    located: Mapping[str, Lies],
     sizes: Sequence[int],
     n_layers: int,
     unit: UnitName,
@@ -185,7 +183,7 @@ def units_of(
 
 
 def _unit(
-    kind: Kind, readings: Sequence[Reading], located: Mapping[str, Located], sizes: Sequence[int], *, in_place: bool
+    kind: Kind, readings: Sequence[Reading], located: Mapping[str, Lies], sizes: Sequence[int], *, in_place: bool
 ) -> Unit:
     wanted = {reading.stored: _part(reading.part, located[reading.stored]) for reading in readings}
     wanted |= {reading.scale: located[reading.scale] for reading in readings if reading.scale}
@@ -208,7 +206,7 @@ def _unit(
     return Unit(kind, weights, extents, raw_bytes, ready, whole)
 
 
-def _part(part: Part, whole: Located) -> Located:
+def _part(part: Part, whole: Lies) -> Lies:
     """What has to be read for a part: its rows, or where it is no range of bytes the whole tensor."""
     if part.dim != 0 or part.total == 1:
         return whole
@@ -218,7 +216,7 @@ def _part(part: Part, whole: Located) -> Located:
 
 
 def _extents(
-    wanted: Mapping[str, Located], sizes: Sequence[int]
+    wanted: Mapping[str, Lies], sizes: Sequence[int]
 ) -> tuple[list[tuple[Extent, int]], dict[str, _Piece], int]:
     """Pages that hold ``wanted``, each with its place in raw memory; where each tensor then is; bytes in all."""
     extents: list[tuple[Extent, int]] = []
@@ -245,12 +243,6 @@ def _stored(weight: _Weight, raw: Tensor) -> tuple[Tensor, Tensor | None, tuple[
         size = weight.shape[part.dim]
         stored = stored.narrow(part.dim, part.number * size, size)
     return stored, weight.scale.of(raw) if weight.scale else None, part.start(weight.shape)
-
-
-def _packed(weights: Iterable[_Weight]) -> list[int]:
-    """Where parameters begin in memory that holds all of them."""
-    sizes = [_up(weight.shape.numel() * weight.dtype.itemsize, NUMBERS) for weight in weights]
-    return [end - size for end, size in zip(accumulate(sizes), sizes, strict=True)]
 
 
 def _at(memory: Tensor, begin: int, weight: _Weight) -> Tensor:
