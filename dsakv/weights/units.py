@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Literal, NamedTuple
 
 import torch
@@ -20,7 +19,9 @@ from dsakv.weights.plan import DTYPES, Reading
 Kind = Literal["embedding", "layer", "attention", "feed-forward", "expert", "head"]
 UnitName = Literal["layer", "sublayer", "expert"]
 NUMBERS = 64
-"""Bytes that parameters begin at a multiple of, as torch's own do."""
+"""Bytes that parameters begin at a multiple of, as torch's own do. Those that stay as they are stored lie to it as in
+the file, from where a loaded model has them mapped: by the address of weights the CPU's kernels add up in other orders.
+"""
 _NAME = re.compile(r"layers\.(\d+)\.(?:(attn)|ffn\.experts\.(\d+)|ffn)")
 
 
@@ -57,6 +58,8 @@ class _Weight(NamedTuple):
     scale: _Piece | None
     ready: int | None
     """Where in the unit's ready memory its numbers go; None where the raw ones are as they are needed."""
+    whole: int
+    """Where they go in ready memory that holds all parameters."""
     shape: torch.Size
     dtype: torch.dtype
 
@@ -98,9 +101,7 @@ class Unit:
 
     def whole(self) -> Unit:
         """The same, with all of its parameters in ready memory: nothing is left in the raw one then."""
-        sizes = [_up(weight.shape.numel() * weight.dtype.itemsize, NUMBERS) for weight in self.weights]
-        ends = accumulate(sizes)
-        weights = [w._replace(ready=end - size) for w, end, size in zip(self.weights, ends, sizes, strict=True)]
+        weights = [w._replace(ready=w.whole) for w in self.weights]
         return replace(self, weights=weights, ready_bytes=self.whole_bytes)
 
     def convert(self, raw: Tensor, ready: Tensor) -> None:
@@ -200,9 +201,11 @@ def _unit(
             and stored.begin % stored.dtype.itemsize == 0
         )
         scale = places[reading.scale] if reading.scale else None
-        weights.append(_Weight(reading, stored, scale, None if as_it_is else ready, parameter.shape, parameter.dtype))
-        size = _up(parameter.numel() * parameter.dtype.itemsize, NUMBERS)
-        whole, ready = whole + size, ready if as_it_is else ready + size
+        begin = whole + (stored.begin % NUMBERS if as_it_is else 0)
+        own = None if as_it_is else ready
+        weights.append(_Weight(reading, stored, scale, own, begin, parameter.shape, parameter.dtype))
+        size = parameter.numel() * parameter.dtype.itemsize
+        whole, ready = _up(begin + size, NUMBERS), ready if as_it_is else _up(ready + size, NUMBERS)
     return Unit(kind, weights, extents, raw_bytes, ready, whole)
 
 
