@@ -41,6 +41,8 @@ class Key:
     declaration: str
     """Flag as Typer takes it: ``--x``, or ``--x/--no-x`` for a bool."""
     old_env: str | None
+    values: int
+    """How many values its flag takes."""
 
     @property
     def path(self) -> str:
@@ -49,6 +51,11 @@ class Key:
     @property
     def flag(self) -> str:
         return self.declaration.split("/")[0]
+
+    @property
+    def off(self) -> str:
+        """The flag that switches a bool off."""
+        return self.declaration.split("/")[-1]
 
     @property
     def variable(self) -> str:
@@ -94,6 +101,7 @@ def keys(section: str | None = None) -> list[Key]:
                     help=schema["description"],
                     declaration=extra["flag"] or usual,
                     old_env=extra["old_env"],
+                    values=extra["values"],
                 )
             )
     return found
