@@ -173,10 +173,11 @@ def _bare(kind: inspect.Type) -> inspect.Type:
 
 def _decode(key: Key, given: Any, place: str, *, text: bool = True) -> Any:
     """``given`` as a value of the key's type; strings are parsed where the layer holds text."""
-    if isinstance(given, str) and not is_unicode(given):
-        raise InputError(f"{place} holds bytes that are no UTF-8", "name it with valid characters")
-    if isinstance(given, str) and "\0" in given:
-        raise InputError(f"{place} holds a NUL character", "no path or name can have one")
+    for word in given if isinstance(given, tuple) else (given,):
+        if isinstance(word, str) and not is_unicode(word):
+            raise InputError(f"{place} holds bytes that are no UTF-8", "name it with valid characters")
+        if isinstance(word, str) and "\0" in word:
+            raise InputError(f"{place} holds a NUL character", "no path or name can have one")
     value: Any = given
     parse = text and isinstance(given, str)
     if parse and isinstance(key.kind, inspect.VarTupleType):

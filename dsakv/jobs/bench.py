@@ -32,7 +32,7 @@ from dsakv.jobs.bench_summary import drift, medians, summarize
 from dsakv.jobs.loaded import LoadedModel
 from dsakv.jobs.ranks import load_together
 from dsakv.jobs.run import announce, check_kv, make_engine
-from dsakv.report.bench_report import render_bench, round_line
+from dsakv.report.bench_report import render_bench, round_line, span
 from dsakv.request import Request
 from dsakv.settings import resolved_json
 from dsakv.trace.files import check_target, write_result
@@ -184,8 +184,8 @@ def _placement(loaded: LoadedModel) -> dict[str, Any] | None:
 def _announce_prompts(batch: BenchPrompts, config: Config, console: Console) -> None:
     facts = batch.describe()
     console.info(
-        f"{facts['count']} prompts of {facts['shortest']:,} to {facts['longest']:,} tokens ({batch.source}), "
-        f"{config.engine.max_new_tokens:,} new tokens each whatever they are; batches of {config.engine.batch_size}"
+        f"{span(facts)}, {config.engine.max_new_tokens:,} new tokens each whatever they are; "
+        f"batches of {config.engine.batch_size}"
     )
     if batch.cut:
         console.warn(f"prompts cut to fit: {batch.cut} ({facts['cut_tokens']:,} tokens went, from the beginning)")

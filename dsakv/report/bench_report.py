@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from dsakv.report.grids import columns_of
-from dsakv.report.text import figure, percent, printable, short, size
+from dsakv.report.text import figure, percent, plural, printable, short, size
 
 _LATENCIES = ("ttft_ms", "tpot_ms", "itl_ms", "e2el_ms", "decode_step_ms")
 _SHOWN_AS = {"ttft_ms": ("mean",), "tpot_ms": ("mean",), "itl_ms": ("mean", "p50", "p95", "p99"), "e2el_ms": ("mean",)}
@@ -23,6 +23,8 @@ _LINKS = {
     "remote_pool_read": "remote pool to the device, KV",
     "remote_pool_write": "device to the remote pool, KV",
 }
+_OF_LINKS = ("mb_s", "overlap_efficiency")
+"""Formulas that belong under the table of links."""
 COMPARED = (
     *(f"{name}.{which}" for name, shown in _SHOWN_AS.items() for which in shown),
     *_TIMES,
@@ -40,9 +42,11 @@ SPREAD = "spread = (max - min) / median, over rounds. Percentiles are nearest-ra
 def render_bench(results: Mapping[str, Any]) -> Group:
     """Facts, figures with their formulas, links, memory and, where there are any, doubts."""
     parts: list[RenderableType] = [_heading("benchmark"), _facts(results), Text(), _figures(results["summary"])]
-    parts += [_dim("\n".join(f"{name}: {meaning}" for name, meaning in results["formulas"].items())), _dim(SPREAD)]
+    formulas = results["formulas"]
+    parts += [Text(), _formulas({name: text for name, text in formulas.items() if name not in _OF_LINKS}), _dim(SPREAD)]
     if links := _links(results["links"]):
         parts += [Text(), _heading("what moved, medians over rounds"), *links]
+        parts.append(_formulas({name: formulas[name] for name in _OF_LINKS}))
     return Group(*parts, *_doubts(results))
 
 
@@ -59,7 +63,7 @@ def render_comparison(document: Mapping[str, Any]) -> Group:
     table = columns_of(("figure", "A", "B", "B / A", "least", "most", "spread"), {0})
     for name in COMPARED:
         found = document["figures"].get(name)
-        if found and not (found["a"]["median"] is None and found["b"]["median"] is None):
+        if found and (found["a"]["median"] or found["b"]["median"]):  # what neither has says nothing
             ratio = found["ratio"]
             cells = [figure(found["a"]["median"]), figure(found["b"]["median"])]
             cells += [short(ratio[key]) for key in ("median", "min", "max")]
@@ -75,6 +79,21 @@ def render_comparison(document: Mapping[str, Any]) -> Group:
     return Group(*parts)
 
 
+def span(prompts: Mapping[str, Any]) -> str:
+    """How many prompts there are, and how long."""
+    shortest, longest = prompts["shortest"], prompts["longest"]
+    tokens = f"{shortest:,} tokens" if shortest == longest else f"{shortest:,} to {longest:,} tokens"
+    return f"{plural(prompts['count'], 'prompt')} of {tokens} ({printable(prompts['source'])})"
+
+
+def _formulas(formulas: Mapping[str, str]) -> RenderableType:
+    table = columns_of(("", ""), {0, 1})
+    table.show_header = False
+    for name, meaning in formulas.items():
+        table.add_row(_dim(name), _dim(meaning))
+    return table
+
+
 def _facts(results: Mapping[str, Any]) -> RenderableType:
     model, prompts, machine = results["model"], results["prompts"], results["machine"]
     table = columns_of(("", ""), {0, 1})
@@ -82,12 +101,8 @@ def _facts(results: Mapping[str, Any]) -> RenderableType:
     random = " (random weights: its text means nothing, its speed does)" if model["random_weights"] else ""
     rows = [
         ("model", f"{printable(model['name'])}, {model['dtype']} on {machine['device']}{random}"),
-        ("machine", f"{machine['cpu']}, {machine['usable_cores']} cores, {machine['threads']} threads"),
-        (
-            "prompts",
-            f"{prompts['count']:,} of {prompts['shortest']:,} to {prompts['longest']:,} tokens "
-            f"({printable(prompts['source'])}), {prompts['cut']:,} cut to fit",
-        ),
+        ("machine", f"{machine['cpu']}, {machine['usable_cores']} cores, {plural(machine['threads'], 'thread')}"),
+        ("prompts", f"{span(prompts)}, {prompts['cut']:,} cut to fit"),
         ("new tokens", f"{prompts['new_tokens']:,} for each prompt; an end of sequence does not end it"),
         ("rounds", f"{len(results['rounds'])} after {results['config']['bench']['warmup_rounds']} to warm up"),
         ("weights", _placed(results["placement"])),

@@ -7,6 +7,7 @@ import fcntl
 import io
 import os
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -153,6 +154,10 @@ def check_target(path: Path, hint: str) -> None:
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise DsakvError(f"cannot write {path}: {folder} is not a writable directory", hint)
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:  # to root all permissions are given, and some places take no files even so
+        raise disk_error(error, path, hint) from error
 
 
 def disk_error(error: OSError, path: Path, hint: str) -> DsakvError:
