@@ -25,6 +25,7 @@ from dsakv.errors import DsakvError, InputError
 from dsakv.jobs.bench_summary import leaves, statistics
 from dsakv.launch import find_place
 from dsakv.report.bench_report import render_comparison, round_line
+from dsakv.settings import resolved_json
 from dsakv.trace.files import check_target, write_result
 from dsakv.trace.run_dir import default_path
 
@@ -75,12 +76,13 @@ def compare(bench: BenchConfig, console: Console) -> dict[str, Any]:
                 if bench.verbose:
                     console.info(f"pair {number}, {side.upper()}: {round_line(figures)}")
                 advance(1)
-    document = compared(rounds["a"], rounds["b"]) | {
+    document = {
         "schema_version": SCHEMA_VERSION,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "dsakv_version": __version__,
+        **compared(rounds["a"], rounds["b"]),
         **{
-            side: {"path": path, "config": msgspec.to_builtins(configs[side]), "rounds": rounds[side]}
+            side: {"path": path, "config": orjson.loads(resolved_json(configs[side])), "rounds": rounds[side]}
             for side, path in zip(SIDES, bench.compare, strict=True)
         },
     }
