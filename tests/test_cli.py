@@ -101,7 +101,11 @@ def test_help_shows_every_flag_whole_and_its_default(
         ("bench linkz", "No such command 'linkz'", "dsakv bench --help lists what it takes"),
         ("bench --compare a.json", "--compare", "--help lists what it takes"),
         ("bench --compare a.json b.json --seed 1", "--seed does nothing with --compare", "leave it out"),
-        ("bench --compare a.json b.json --preset p.toml", "--preset does nothing with --compare", "leave it out"),
+        (
+            "bench --compare a.json b.json --preset configs/kv_host.toml",
+            "--preset does nothing with --compare",
+            "leave it out",
+        ),
         ("analyze --preset none.toml", "cannot read preset none.toml", "--preset"),
         ("analyze --lru-caps 128,", "--lru-caps must be a list of numbers > 0", "128,256,512,1024"),
     ],
