@@ -94,6 +94,7 @@ def bench(
         "model": loaded.describe(),
         "prompts": batch.describe() | {"new_tokens": config.engine.max_new_tokens, "ignore_eos": True},
         "placement": placement,
+        "kv_tiers": None if (tiers := engine.tiers(batch.requests)) is None else asdict(tiers),
         "formulas": FORMULAS,
         **_put_together(measured, disk, speeds),
         "memory": memory(loaded.model.device),

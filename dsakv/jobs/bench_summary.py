@@ -12,19 +12,23 @@ STATISTICS = ("median", "min", "max", "spread")
 LEFT_OUT = frozenset({"transfers", "output_digest"})
 """Of a round: what is kept for it alone."""
 DRIFT_RULE = (
-    "the median of the second half of the rounds against that of the first (without the middle one of an odd number): "
-    f"flagged where the time of a round, its prefill or its median decode step differs by more than {DRIFT:.0%}, or "
+    "Compared are the medians of the second half of the rounds and of the first, without the middle one of an odd "
+    f"number; flagged where the time of a round, its prefill or its median decode step differs by more than {DRIFT:.0%}, or "
     "the disk's speed before and after all rounds"
 )
 
 
 def statistics(values: Sequence[float | None]) -> dict[str, float | None]:
-    """``median``, ``min``, ``max`` and ``spread``, which is ``(max - min) / median``; None without values."""
+    """``median``, ``min``, ``max`` and ``spread``, which is ``(max - min) / median``; None without values.
+
+    One value has no spread: None, and not 0, which would look steady.
+    """
     known = [value for value in values if value is not None]
     if not known:
         return dict.fromkeys(STATISTICS)
     middle, low, high = median(known), min(known), max(known)
-    return {"median": middle, "min": low, "max": high, "spread": (high - low) / middle if middle else None}
+    spread = (high - low) / middle if middle and len(known) > 1 else None
+    return {"median": middle, "min": low, "max": high, "spread": spread}
 
 
 def summarize(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def test_results_in_a_new_folder(shell: Callable[..., tuple[str, str]], tmp_path
         assert 0 < one["ttft_ms"]["mean"] < one["e2el_ms"]["mean"] <= one["e2e_ms"]
         assert one["prefill_ms"] + one["decode_ms"] <= one["e2e_ms"]
         assert one["links"]["decode"]["passes"] == 2
-    assert results["placement"] is None
+    assert (results["placement"], results["kv_tiers"]) == (None, None)
     assert results["links"]["decode"]["overlap_efficiency"] is None
     assert results["rejected"] == []
     assert results["drift"]["flag"] in (True, False)
@@ -120,6 +120,7 @@ def test_json_is_one_document_and_the_file(shell: Callable[..., tuple[str, str]]
 
 def test_tiers_are_counted(shell: Callable[..., tuple[str, str]]) -> None:
     out, _ = shell(*SMALL, "--rounds", 1, "--kv-hot-capacity", 0.25, "--kv-block-size", 2, "--json")
+    assert json.loads(out)["kv_tiers"]["hot_blocks"] == 2
     (one,) = json.loads(out)["rounds"]
     moved = one["links"]
     assert one["kv_h2d"]["bytes"] == sum(moved[kind]["local_pool_read"]["bytes"] for kind in moved) > 0

@@ -102,6 +102,7 @@ def test_only_what_beats_nine_tenths_of_its_bound_is_too_fast(size: int, wall_us
 
 def test_statistics_over_rounds() -> None:
     assert statistics([3.0, 1.0, None, 2.0]) == {"median": 2.0, "min": 1.0, "max": 3.0, "spread": 1.0}
+    assert statistics([5.0, None]) == {"median": 5.0, "min": 5.0, "max": 5.0, "spread": None}
     assert statistics([0, 0]) == {"median": 0, "min": 0, "max": 0, "spread": None}
     assert set(statistics([None]).values()) == {None}
     rounds = [{"a": 1, "b": {"c": x, "transfers": {}}, "output_digest": "x"} for x in (1.0, 4.0, 3.0)]
