@@ -13,7 +13,7 @@ LEFT_OUT = frozenset({"transfers", "output_digest"})
 """Of a round: what is kept for it alone."""
 DRIFT_RULE = (
     "Compared are the medians of the second half of the rounds and of the first, without the middle one of an odd "
-    f"number; flagged where the time of a round, its prefill or its median decode step differs by more than {DRIFT:.0%}, "
+    f"number; flagged where the time of a round, its prefill or its median decode step differs by over {DRIFT:.0%}, "
     "or the disk's speed before and after all rounds."
 )
 
