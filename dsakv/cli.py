@@ -10,7 +10,7 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
@@ -18,7 +18,7 @@ import typer
 from dsakv import __version__
 from dsakv.config import Config
 from dsakv.errors import DsakvError, PeerLostError
-from dsakv.options import configured
+from dsakv.options import configured, configured_group
 from dsakv.settings import nearest
 from dsakv.threads import wait_briefly
 
@@ -34,7 +34,7 @@ trace_app = typer.Typer(help="Run a workload and record what the indexer selects
 app.add_typer(trace_app, name="trace")
 fetch_app = typer.Typer(help="Download a data set from the Hugging Face hub and write it as plain files.")
 app.add_typer(fetch_app, name="fetch-data")
-bench_app = typer.Typer(help="Measure this machine.")
+bench_app = typer.Typer()
 app.add_typer(bench_app, name="bench")
 
 # Typer carries its own click or stands on the real one: its public BadParameter leads to the base of either.
@@ -115,25 +115,29 @@ def _trace(workload: str, config: Config) -> None:
 
 
 def _run(job: str, config: Config) -> None:
-    """Do ``job`` in this process, or on the ranks that it asks for."""
+    if code := start_job(job, config):
+        raise typer.Exit(code)
+
+
+def start_job(job: str, config: Config) -> int:
+    """Do ``job`` in this process, or on the ranks that it asks for; returns the exit code."""
     from dsakv.launch import find_place, ranks_to_start, start_ranks
 
     n_ranks = ranks_to_start(config, os.environ)
     if n_ranks > 1:
-        if code := start_ranks(job, config, n_ranks):
-            raise typer.Exit(code)
-        return
+        return start_ranks(job, config, n_ranks)
     try:
         run_job(job, config)
     except PeerLostError as error:
         place = find_place(os.environ)
         if place is None or place.rank == 0:
             raise
-        raise typer.Exit(error.exit_code) from error  # only rank 0 talks
+        return error.exit_code  # only rank 0 talks
+    return 0
 
 
 def run_job(job: str, config: Config) -> None:
-    """Do ``job``, ``generate`` or ``trace <workload>``, as the rank that this process is."""
+    """Do ``job`` (``generate``, ``bench`` or ``trace <workload>``) as the rank that this process is."""
     from dsakv.console import Console
     from dsakv.launch import find_place
 
@@ -141,6 +145,7 @@ def run_job(job: str, config: Config) -> None:
     place = find_place(os.environ)
     if place is None or place.rank == 0:
         console.info("loading ...")  # PyTorch alone takes seconds
+    from dsakv.jobs.bench import bench
     from dsakv.jobs.generate import generate
     from dsakv.jobs.ranks import run_on_ranks
     from dsakv.jobs.trace import trace
@@ -148,10 +153,12 @@ def run_job(job: str, config: Config) -> None:
     def work(world: World) -> None:
         if job == "generate":
             generate(config, console, world)
+        elif job == "bench":
+            bench(config, console, world)
         else:
             trace(job.removeprefix("trace "), config, console, world)
 
-    run_on_ranks(work, config, place)
+    run_on_ranks(work, config, place, ignore_eos=job == "bench")
 
 
 @trace_app.command("file")
@@ -205,6 +212,20 @@ def convert(config: Config) -> None:
 
 TIERS_ONLY = {f"kv.{name}" for name in ("hot_capacity", "policy", "scope", "local", "write", "start")}
 """Keys of tiers that links have nothing to do with."""
+
+
+@bench_app.callback(invoke_without_command=True)
+@configured_group("bench")
+def bench(config: Config, typed: Collection[str]) -> None:
+    """Run prompts round after round and measure: latencies, throughput, what moved between disk, memory and device."""
+    if not config.bench.compare:
+        _run("bench", config)
+        return
+    from dsakv.console import Console
+    from dsakv.jobs.bench_compare import check_flags, compare
+
+    check_flags(typed)
+    compare(config.bench, Console())
 
 
 @bench_app.command("links")

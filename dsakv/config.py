@@ -19,15 +19,15 @@ Capacity = Annotated[float, Meta(gt=0, le=LARGEST)]
 Distance = Annotated[int, Meta(ge=0, le=LARGEST)]
 
 
-def key(help: str, *, flag: str | None = None, old_env: str | None = None, **bounds: Any) -> Meta:
+def key(help: str, *, flag: str | None = None, old_env: str | None = None, values: int = 1, **bounds: Any) -> Meta:
     """Describe a key.
 
     ``flag`` where it is not ``--<key>`` (``--<key>/--no-<key>`` for a bool); ``old_env`` is the variable's name in
-    older scripts; ``bounds`` are msgspec's (``ge``, ``gt``, ``le``, ``lt``).
+    older scripts; ``values`` is how many the flag takes; ``bounds`` are msgspec's (``ge``, ``gt``, ``le``, ``lt``).
     """
     if "ge" in bounds:
         bounds.setdefault("le", LARGEST)
-    return Meta(description=help, extra={"flag": flag, "old_env": old_env}, **bounds)
+    return Meta(description=help, extra={"flag": flag, "old_env": old_env, "values": values}, **bounds)
 
 
 class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -576,7 +576,7 @@ class BenchConfig(Section, frozen=True):
         tuple[Text, ...],
         key(
             "Two configurations to run in turn, round by round: config.json or bench_results.json of earlier runs.",
-            flag="--compare",
+            values=2,
         ),
     ] = ()
     verbose: Annotated[bool, key("Also say how each round went.")] = False

@@ -15,6 +15,7 @@ from dsakv.errors import InputError
 from dsakv.settings import Key, default_text, keys, resolve
 
 Command = Callable[[Config], None]
+GroupCommand = Callable[[Config, Collection[str]], None]
 OFF = "__off"
 """Ends the name of the parameter that switches a bool off."""
 WIDEST_CHOICES = 32
@@ -29,33 +30,75 @@ def configured(
     ``only`` and ``without`` narrow the keys, as ``section.key``. A flag that was not given is None inside, so that
     the layers below it count; ``--help`` shows the true default.
     """
-    shown = [
+    shown = _shown(command, only, without)
+
+    def decorate(function: Command) -> Callable[..., None]:
+        def wrapper(preset: Path | None = None, **given: Any) -> None:
+            function(resolve(command, _given_flags(shown, given), os.environ, preset))
+
+        return _signed(wrapper, function, {}, shown, command)
+
+    return decorate
+
+
+def configured_group(
+    command: str, *, only: Collection[str] = (), without: Collection[str] = ()
+) -> Callable[[GroupCommand], Callable[..., None]]:
+    """As ``configured``, for the callback of a group that is a command of its own where no subcommand follows.
+
+    The function also gets the flags that were typed, since it may have to refuse some of them whatever they say. Flags
+    before a subcommand would reach nobody: they raise InputError.
+    """
+    shown = _shown(command, only, without)
+
+    def decorate(function: GroupCommand) -> Callable[..., None]:
+        def wrapper(context: typer.Context, preset: Path | None = None, **given: Any) -> None:
+            flags = _given_flags(shown, given)
+            typed = [key.off if flags[key.path] is False else key.flag for key in shown if key.path in flags]
+            typed += ["--preset"] if preset is not None else []
+            if (sub := context.invoked_subcommand) is None:
+                function(resolve(command, flags, os.environ, preset), typed)
+            elif typed:
+                raise InputError(
+                    f"{typed[0]} stands before {sub}, where it does nothing",
+                    f"put flags behind it; dsakv {command} {sub} --help lists what it takes",
+                )
+
+        return _signed(wrapper, function, {"context": typer.Context}, shown, command)
+
+    return decorate
+
+
+def _shown(command: str, only: Collection[str], without: Collection[str]) -> list[Key]:
+    """The keys that ``command`` has flags for."""
+    return [
         key
         for section in SECTIONS[command]
         for key in keys(section)
         if key.path not in without and (not only or key.path in only)
     ]
 
-    def decorate(function: Command) -> Callable[..., None]:
-        def wrapper(preset: Path | None = None, **given: Any) -> None:
-            function(resolve(command, _given_flags(shown, given), os.environ, preset))
 
-        help = "Settings to start from; environment and flags win over them. Samples are in configs/."
-        options = {"preset": Annotated[Path | None, typer.Option("--preset", help=help, metavar="FILE.toml")]}
-        for key in shown:
-            options |= _options(key, command)
-        wrapper.__name__ = function.__name__
-        wrapper.__doc__ = function.__doc__
-        wrapper.__annotations__ = options
-        wrapper.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [
-                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-                for name, annotation in options.items()
-            ]
-        )
-        return wrapper
-
-    return decorate
+def _signed(
+    wrapper: Callable[..., None], function: Callable[..., None], first: dict[str, Any], shown: list[Key], command: str
+) -> Callable[..., None]:
+    """``wrapper`` under the name of ``function``, with the parameters that Typer makes flags of behind ``first``."""
+    help = "Settings to start from; environment and flags win over them. Samples are in configs/."
+    options = {"preset": Annotated[Path | None, typer.Option("--preset", help=help, metavar="FILE.toml")]}
+    for key in shown:
+        options |= _options(key, command)
+    wrapper.__name__ = function.__name__
+    wrapper.__doc__ = function.__doc__
+    wrapper.__annotations__ = first | options
+    leading = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind) for name, kind in first.items()]
+    wrapper.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        leading
+        + [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+            for name, annotation in options.items()
+        ]
+    )
+    return wrapper
 
 
 def _parameter(key: Key) -> str:
@@ -74,10 +117,13 @@ def _options(key: Key, command: str) -> dict[str, Any]:
         return {
             _parameter(key): Annotated[str | None, typer.Argument(help=key.help, metavar=key.flag, show_default=False)]
         }
+    if key.values == 2:
+        pair = typer.Option(key.flag, help=text, metavar="A B", rich_help_panel=panel)
+        return {_parameter(key): Annotated[tuple[str, str] | None, pair]}
     if not key.is_bool:
         option = typer.Option(key.flag, help=text, metavar=_metavar(key), rich_help_panel=panel)
         return {_parameter(key): Annotated[str | None, option]}
-    on, off = key.declaration.split("/")
+    on, off = key.flag, key.off
     undo = f"Switch off: {text[0].lower()}{text[1:]}"
     return {
         _parameter(key): Annotated[

@@ -41,6 +41,8 @@ class Key:
     declaration: str
     """Flag as Typer takes it: ``--x``, or ``--x/--no-x`` for a bool."""
     old_env: str | None
+    values: int
+    """How many values its flag takes."""
 
     @property
     def path(self) -> str:
@@ -49,6 +51,11 @@ class Key:
     @property
     def flag(self) -> str:
         return self.declaration.split("/")[0]
+
+    @property
+    def off(self) -> str:
+        """The flag that switches a bool off."""
+        return self.declaration.split("/")[-1]
 
     @property
     def variable(self) -> str:
@@ -94,6 +101,7 @@ def keys(section: str | None = None) -> list[Key]:
                     help=schema["description"],
                     declaration=extra["flag"] or usual,
                     old_env=extra["old_env"],
+                    values=extra["values"],
                 )
             )
     return found
@@ -165,10 +173,11 @@ def _bare(kind: inspect.Type) -> inspect.Type:
 
 def _decode(key: Key, given: Any, place: str, *, text: bool = True) -> Any:
     """``given`` as a value of the key's type; strings are parsed where the layer holds text."""
-    if isinstance(given, str) and not is_unicode(given):
-        raise InputError(f"{place} holds bytes that are no UTF-8", "name it with valid characters")
-    if isinstance(given, str) and "\0" in given:
-        raise InputError(f"{place} holds a NUL character", "no path or name can have one")
+    for word in given if isinstance(given, tuple) else (given,):
+        if isinstance(word, str) and not is_unicode(word):
+            raise InputError(f"{place} holds bytes that are no UTF-8", "name it with valid characters")
+        if isinstance(word, str) and "\0" in word:
+            raise InputError(f"{place} holds a NUL character", "no path or name can have one")
     value: Any = given
     parse = text and isinstance(given, str)
     if parse and isinstance(key.kind, inspect.VarTupleType):

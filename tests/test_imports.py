@@ -24,7 +24,10 @@ LEVELS = [
 ]
 """From the top down. Rooms of one level may use each other, but not in a circle."""
 TORCH_ROOMS = {"engine", "models", "kernels", "kv", "weights", "jobs", "distributed"}
-TORCH_FREE_JOBS = {f"dsakv.jobs{name}" for name in ("", ".analyze", ".convert", ".default_model", ".fetch", ".wheel")}
+TORCH_FREE_JOBS = {
+    f"dsakv.jobs{name}"
+    for name in ("", ".analyze", ".bench_compare", ".bench_summary", ".convert", ".default_model", ".fetch", ".wheel")
+}
 """Jobs that run a model are imported when their command is, and only then."""
 HEAVY = {"torch", "redis", "transformers", "numpy", "numba", "datasets", "huggingface_hub", "gguf"}
 
@@ -130,6 +133,7 @@ def test_torch_stays_in_its_rooms(module: str) -> None:
         "fetch-data ruler --help",
         "convert --help",
         "bench links --help",
+        "bench --help",
     ],
 )
 def test_help_loads_nothing_heavy(arguments: str) -> None:

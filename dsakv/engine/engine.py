@@ -170,7 +170,7 @@ class Engine:
             blank, idle = scheduler.retire(finished, clock.now())
             cache.retire([sequence.table for sequence in finished], blank + idle, idle)
             clock.pause()
-            steps[-1] = replace(steps[-1], traffic=cache.traffic(), weights=self.weights.traffic())
+            steps[-1] = replace(steps[-1], traffic=cache.traffic())
             yield from steps
             clock.resume()
 
@@ -181,6 +181,7 @@ class Engine:
         chunks = [self._chunk(works, planned.kind, cache, begin) for works in planned.steps]
         forward(self.model, self.weights, chunks)
         new_tokens = self._sample(chunks)
+        weights = self.weights.traffic()
         now = self._time(clock)
         shares = _shares(round((now - begin) * 1e6), [len(chunk.token_ids) for chunk in chunks])
         steps, finished = [], []
@@ -206,6 +207,7 @@ class Engine:
                 )
             )
             self._steps += recorder.decode_steps if recorder else 1
+        steps[-1] = replace(steps[-1], weights=weights)
         return steps, finished
 
     def _chunk(self, works: list[Work], kind: Literal["prefill", "decode"], cache: PagedCache, begin: float) -> Chunk:

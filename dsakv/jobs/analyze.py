@@ -15,10 +15,10 @@ from dsakv.analysis.plan import check_plan, plan_passes, plan_trace
 from dsakv.analysis.run import analyze_trace, passes
 from dsakv.config import AnalyzeConfig
 from dsakv.console import Console
-from dsakv.errors import DsakvError, InputError
+from dsakv.errors import InputError
 from dsakv.report import html
 from dsakv.settings import keys
-from dsakv.trace.files import run_files, write_result
+from dsakv.trace.files import check_target, run_files, write_result
 from dsakv.trace.open import TraceDir, find_traces, newest_run
 
 _OF_PLAN = ("links", "plan_policies", "plan_hot", "plan_budget", "plan_hbm", "base_tpot_ms")
@@ -124,13 +124,7 @@ def _check_targets(targets: list[Path], traces: Iterable[TraceDir]) -> None:
     for target in targets:
         if _real(target) in inputs:
             raise InputError(f"{target} is part of the trace", "name another file for the results")
-        if target.is_dir():
-            raise InputError(f"{target} is a directory", "name a file for the results")
-        if target.exists() and not target.is_file():  # a device would be replaced, not written to
-            raise InputError(f"{target} is no regular file", "name a file for the results; --json prints them")
-        folder = next(path for path in target.absolute().parents if path.exists())
-        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            raise DsakvError(f"cannot write {target}: {folder} is not a writable directory", _ELSEWHERE)
+        check_target(target, _ELSEWHERE)
 
 
 def _real(path: Path) -> Path:

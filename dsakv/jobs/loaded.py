@@ -13,6 +13,7 @@ from dsakv.kv.formats import row_format
 from dsakv.models.contracts import Model
 from dsakv.models.indexer import IndexerShape
 from dsakv.tokenizer import Tokenizer
+from dsakv.weights.streamer import Streamer
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class LoadedModel:
     index_fp8: bool
     slow: str | None
     """What keeps a GPU from its own kernels, if anything does."""
+
+    @property
+    def streamer(self) -> Streamer | None:
+        """What brings its weights in; None where all are in place."""
+        return self.weights if isinstance(self.weights, Streamer) else None
 
     def close(self) -> None:
         """Let go of the files and threads that streamed weights take."""

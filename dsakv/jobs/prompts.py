@@ -1,4 +1,4 @@
-"""Prompts for `dsakv generate`, from the command line or a file."""
+"""Prompts from the command line or a file, for `dsakv generate` and `dsakv bench`."""
 
 from __future__ import annotations
 
@@ -31,12 +31,9 @@ def read_prompts(config: Config) -> list[Prompt]:
     if config.generate.prompt is not None:
         return [Prompt("--prompt", PromptLine(prompt=config.generate.prompt))]
     path = Path(os.path.expanduser(str(config.generate.input_file)))
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}", "--input-file names a UTF-8 .txt or .jsonl file") from error
+    text = read_text(path, "--input-file names a UTF-8 .txt or .jsonl file")
     if path.suffix == ".jsonl":
-        prompts = [_parse(line, f"{path}:{number}") for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        prompts = parse_lines(text, path)
     elif path.suffix == ".txt":
         blocks = [block.strip("\r\n") for block in re.split(r"\n[ \t\r]*\n", text) if block.strip()]
         prompts = [Prompt(str(path), PromptLine(prompt=block)) for block in blocks]
@@ -45,6 +42,19 @@ def read_prompts(config: Config) -> list[Prompt]:
     if not prompts:
         raise InputError(f"{path} holds no prompt", "put prompts in, one a paragraph (.txt) or a line (.jsonl)")
     return prompts
+
+
+def read_text(path: Path, hint: str) -> str:
+    """The text of a file of prompts. Raises InputError, with ``hint``, where it cannot be read or is no UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}", hint) from error
+
+
+def parse_lines(text: str, path: Path) -> list[Prompt]:
+    """The prompts of a ``.jsonl`` file. Raises InputError, which names the line, for one that is none."""
+    return [_parse(line, f"{path}:{number}") for number, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 
 def _parse(text: str, place: str) -> Prompt:

@@ -18,10 +18,13 @@ from dsakv.jobs.run import make_engine
 from dsakv.launch import Place
 
 
-def run_on_ranks(job: Callable[[World], object], config: Config, place: Place | None) -> None:
+def run_on_ranks(
+    job: Callable[[World], object], config: Config, place: Place | None, *, ignore_eos: bool = False
+) -> None:
     """Do ``job`` in this process, or take part in it where ``place`` is that of a rank behind the first.
 
-    Raises what the job raises, and PeerLostError where another rank is gone.
+    ``ignore_eos`` is what the job gives :func:`make_engine`. Raises what the job raises, and PeerLostError where
+    another rank is gone.
     """
     if place is None or place.size == 1:
         job(ALONE)
@@ -40,7 +43,7 @@ def run_on_ranks(job: Callable[[World], object], config: Config, place: Place | 
             dismiss(world)
         else:
             with closing(load_together(config, world)) as loaded:
-                make_engine(config, loaded, world, record=False).follow()
+                make_engine(config, loaded, world, record=False, ignore_eos=ignore_eos).follow()
 
 
 def load_together(config: Config, world: World, console: Console | None = None) -> LoadedModel:

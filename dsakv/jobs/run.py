@@ -23,10 +23,11 @@ from dsakv.trace.run_dir import RunDir
 RANDOM_WEIGHTS = "the model's weights are random: its text and its locality figures mean nothing"
 
 
-def make_engine(config: Config, loaded: LoadedModel, world: World, *, record: bool) -> Engine:
+def make_engine(config: Config, loaded: LoadedModel, world: World, *, record: bool, ignore_eos: bool = False) -> Engine:
     """The engine that the configuration describes, on a loaded model.
 
-    Raises InputError where selections are to be recorded of a model that makes none.
+    With ``ignore_eos`` an end of sequence is a token like any other, so that every request gets all its new tokens; all
+    ranks must be told alike. Raises InputError where selections are to be recorded of a model that makes none.
     """
     if record and not loaded.model.top_k:
         raise InputError(
@@ -42,7 +43,7 @@ def make_engine(config: Config, loaded: LoadedModel, world: World, *, record: bo
         temperature=config.engine.temperature,
         top_p=config.engine.top_p,
         seed=config.engine.seed,
-        eos_token_ids=loaded.eos_token_ids,
+        eos_token_ids=frozenset() if ignore_eos else loaded.eos_token_ids,
         admission=config.serving.admission,
         max_concurrency=config.serving.max_concurrency,
         prefix_cache=config.serving.prefix_cache,

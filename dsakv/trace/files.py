@@ -7,6 +7,7 @@ import fcntl
 import io
 import os
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from dsakv.errors import DsakvError
+from dsakv.errors import DsakvError, InputError
 
 TEMP = ".dsakv-tmp"
 """Ends the names of files and folders that are not complete."""
@@ -136,6 +137,26 @@ def write_result(path: Path, data: bytes, hint: str) -> None:
         with replacing(path) as file:
             file.write(data)
     except OSError as error:
+        raise disk_error(error, path, hint) from error
+
+
+def check_target(path: Path, hint: str) -> None:
+    """Say before the work, not after it, that results cannot be written to ``path``.
+
+    Raises:
+        InputError: it is a folder, or no regular file.
+        DsakvError: its folder is none, or may not be written to; ``hint`` says what to do.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a directory", "name a file for the results")
+    if path.exists() and not path.is_file():  # a device would be replaced, not written to
+        raise InputError(f"{path} is no regular file", "name a file for the results; --json prints them")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise DsakvError(f"cannot write {path}: {folder} is not a writable directory", hint)
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:  # to root all permissions are given, and some places take no files even so
         raise disk_error(error, path, hint) from error
 
 

@@ -68,7 +68,7 @@ class RunDir:
         Raises:
             DsakvError: ``out`` holds a run already, or cannot be written.
         """
-        run = cls(Path(out) if out is not None else _default_path(workload), block_size)
+        run = cls(Path(out) if out is not None else default_path(workload), block_size)
         hint = "name another folder with --trace-out"
         try:
             cls.check_free(run.path)
@@ -205,7 +205,8 @@ class RunDir:
             raise disk_error(error, path, "free some space or name another folder with --trace-out") from None
 
 
-def _default_path(workload: str) -> Path:
+def default_path(workload: str) -> Path:
+    """A folder ``outputs/<workload>_<time>`` that is not there yet."""
     first = path = Path("outputs") / f"{workload}_{datetime.now():%Y%m%dT%H%M%S}"
     again = 2
     while path.exists():

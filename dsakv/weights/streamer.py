@@ -17,6 +17,7 @@ from dsakv.request import WeightTraffic
 from dsakv.weights.arena import Arena
 from dsakv.weights.placement import WeightsPlan
 from dsakv.weights.slots import Load, Loader, Slot
+from dsakv.weights.speed import disk_speed
 from dsakv.weights.units import Units
 
 
@@ -68,6 +69,10 @@ class Streamer:
     def head(self) -> Iterator[None]:
         with self._visit(self._last):
             yield
+
+    def disk_speed(self) -> float:
+        """Bytes a second that plain reads of the same files come at, measured now; 0 where nothing is read."""
+        return disk_speed(self._loader.files)
 
     def traffic(self) -> WeightTraffic:
         """What was read, converted and waited for since this was last asked: by one pass."""

@@ -80,6 +80,24 @@ def test_generate_over_two_ranks_says_and_traces_what_one_does(
     assert not list(tmp_path.glob("dsakv-ranks-*"))
 
 
+def test_bench_over_two_ranks_generates_what_one_does(
+    environ: dict[str, str], small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command: list[object] = ["bench", "--ckpt-path", small_checkpoint, "--input-len", 20, "--rounds", 2, "--json"]
+    command += [*OPTIONS, "--num-prompts", 3, "--batch-size", 2, "--out-json", tmp_path / "r.json"]
+    assert run([*map(str, command)]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    ranks = start(environ, *command, "--model-parallel", 2)
+    out, err = ranks.communicate()
+    assert ranks.returncode == 0, err
+    shared = json.loads(out)
+    assert {one["output_digest"] for one in (*alone["rounds"], *shared["rounds"])} == {
+        alone["rounds"][0]["output_digest"]
+    }
+    assert shared["rounds"][0]["output_tokens"] == 3 * 6
+    assert (alone["machine"]["ranks"], shared["machine"]["ranks"]) == (1, 2)
+
+
 def test_a_chat_goes_on_over_ranks_until_it_ends(environ: dict[str, str]) -> None:
     said = {}
     for ending in ("/exit\n", ""):
