@@ -60,10 +60,9 @@ def random_model(shape: DsaShape, kernels: Kernels = reference) -> DeepseekV32:
     for module in list(model.modules()):
         for leaf, declared in list(module.named_parameters(recurse=False)):
             value = torch.empty(declared.shape, dtype=declared.dtype)
+            scaled = noise * value.shape[-1] ** -0.5 if value.dim() > 1 else noise
             for part in value.view(-1).split(len(noise)):  # drawing a billion numbers would take longer than the test
-                part.copy_(noise[: len(part)])
-            if value.dim() > 1:
-                value.mul_(value.shape[-1] ** -0.5)
+                part.copy_(scaled[: len(part)])
             setattr(module, leaf, nn.Parameter(value, requires_grad=False))
     return model
 
@@ -97,9 +96,11 @@ def step(model: DeepseekV32, cache: PagedCache, table: BlockTable, start: int, l
     """Run ``length`` tokens from position ``start`` on; the layers' selections."""
     bound = cache.bind([Span(table, start, length)], decode=False)
     hidden = model.embed(torch.arange(length) % model.vocab_size)
-    rope, selections = model.rope(bound.positions), []
+    rope = model.rope(bound.positions)
+    selections: list[Selection] = []
     for i, layer in enumerate(model.layers):
-        output = layer(hidden, rope, bound.positions, bound.layer(i), None)
+        previous = selections[-1] if selections else None
+        output = layer(hidden, rope, bound.positions, bound.layer(i), previous)
         hidden = output.hidden
         selections.append(output.selection)
     model.logits(hidden[-1:])

@@ -33,10 +33,21 @@ class Case:
 
 
 TIERS = TierOptions(Amount.parse("3", "--kv-hot-capacity"), scope="shared", write="back", start="warm")
+EVERYTHING: dict[str, Any] = {
+    "record": True,
+    "record_prefill_tail": 20,
+    "temperature": 0.8,
+    "batch_size": 2,
+    "admission": "batch",
+    "prefix_cache": True,
+    "prefill_chunk": 16,
+    "block_size": 8,
+    "tiers": TIERS,
+}
 CASES = {
     "one by one": Case("deepseek", {"record": True}),
     "batch": Case("deepseek", {"record": True, "batch_size": 4}),
-    "batch, small chunks": Case("deepseek", {"record": True, "batch_size": 3, "prefill_chunk": 7, "block_size": 16}),
+    "batch, small chunks": Case("deepseek", {"record": True, "batch_size": 3, "prefill_chunk": 13, "block_size": 16}),
     "not traced": Case("deepseek", {"batch_size": 3}),
     "prefill tail": Case("deepseek", {"record": True, "record_prefill_tail": 20, "batch_size": 2}),
     "prefix cache": Case("deepseek", {"record": True, "prefix_cache": True, "batch_size": 2, "block_size": 16}),
@@ -47,7 +58,10 @@ CASES = {
     "shared layers": Case("glm", {"record": True, "batch_size": 2}),
     "tiers": Case("deepseek", {"record": True, "batch_size": 2, "block_size": 8, "tiers": TIERS}),
     "converted": Case("converted", {"record": True, "batch_size": 2}),
+    "all at once": Case("deepseek", EVERYTHING, forced=True),
 }
+OF_MANY = ("batch, small chunks", "dense", "shared layers", "converted", "all at once")
+"""What more than two ranks compute: every way to divide weights, and every option, which all followers follow alike."""
 
 
 def requests(forced: bool) -> list[Request]:
@@ -102,14 +116,14 @@ def agree(one: dict[int, float], other: dict[int, float]) -> bool:
     return len(one) == len(other) and all(abs(one[p] - other[p]) < 1e-3 * (1 + abs(one[p])) for p in shared)
 
 
-def main(checkpoints: str, results: str) -> None:
+def main(checkpoints: str, results: str, *names: str) -> None:
     place = find_place(os.environ)
     assert place is not None
     torch.set_num_threads(1)
     found = {}
     with joined(place.rank, place.size, place.address, place.port, torch.device("cpu")) as world:
-        for name, case in CASES.items():
-            found[name] = compute(case, Path(checkpoints), world)
+        for name in names:
+            found[name] = compute(CASES[name], Path(checkpoints), world)
     if place.rank == 0:
         Path(results).write_bytes(pickle.dumps(found))
 

@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from dsakv.config import ConvertConfig
 from dsakv.console import Console
 from dsakv.jobs.convert import convert
 from dsakv.models.tiny import CONFIG, write_checkpoint
-from tests.distributed.cases import CASES, agree, compute
+from tests.distributed.cases import CASES, OF_MANY, agree, compute
 from tests.models.checkpoints import save
 from tests.shapes import SMALL_SHAPE
 
@@ -43,11 +44,11 @@ def alone(checkpoints: Path) -> dict[str, Any]:
     return {name: compute(case, checkpoints) for name, case in CASES.items()}
 
 
-@pytest.fixture(scope="module", params=[2, 4])
-def together(request: pytest.FixtureRequest, checkpoints: Path) -> dict[str, Any]:
-    results = checkpoints / f"results-{request.param}"
-    program = ["-m", "tests.distributed.cases", str(checkpoints), str(results)]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(request.param)]
+def together(n_ranks: int, names: Iterable[str], checkpoints: Path) -> dict[str, Any]:
+    """What the cases give over so many ranks, which one launch computes."""
+    results = checkpoints / f"results-{n_ranks}"
+    program = ["-m", "tests.distributed.cases", str(checkpoints), str(results), *names]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_ranks)]
     subprocess.run(
         [sys.executable, *launcher, *program], check=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
@@ -64,12 +65,17 @@ def test_a_converted_checkpoint_computes_what_its_source_does(alone: dict[str, A
     assert all(agree(selections[key], expected[key]) for key in expected)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_ranks_compute_what_one_does(name: str, alone: dict[str, Any], together: dict[str, Any]) -> None:
-    (tokens, selections), (expected_tokens, expected) = together[name], alone[name]
-    assert tokens == expected_tokens
-    assert len(tokens) == 6
-    assert selections.keys() == expected.keys()
-    assert bool(selections) == ("record" in CASES[name].options)
-    differing = [key for key in expected if not agree(selections[key], expected[key])]
-    assert not differing
+@pytest.mark.parametrize(("n_ranks", "names"), [(2, tuple(CASES)), (4, OF_MANY)])
+def test_ranks_compute_what_one_does(
+    n_ranks: int, names: tuple[str, ...], alone: dict[str, Any], checkpoints: Path
+) -> None:
+    found = together(n_ranks, names, checkpoints)
+    assert tuple(found) == names
+    for name, (tokens, selections) in found.items():
+        expected_tokens, expected = alone[name]
+        assert tokens == expected_tokens, name
+        assert len(tokens) == 6, name
+        assert selections.keys() == expected.keys(), name
+        assert bool(selections) == ("record" in CASES[name].options), name
+        differing = [key for key in expected if not agree(selections[key], expected[key])]
+        assert not differing, name
