@@ -34,10 +34,10 @@ def shell(
 @pytest.mark.parametrize(
     "options",
     [
-        ["--stream-unit", "layer", "--host-budget", "900KB"],
-        ["--stream-unit", "sublayer", "--host-budget", "700KB", "--prefetch-depth", "2"],
+        ["--stream-unit", "layer", "--host-budget", "1100KB"],
+        ["--stream-unit", "sublayer", "--host-budget", "1MB", "--prefetch-depth", "2"],
         ["--stream-unit", "sublayer", "--host-budget", "2GB"],
-        ["--host-budget", "500KB", "--dtype", "bfloat16", "--batch-size", "2"],
+        ["--host-budget", "840KB", "--dtype", "bfloat16", "--batch-size", "2"],
     ],
 )
 def test_what_is_planned_is_what_moves(shell: Callable[..., tuple[str, str]], options: list[str]) -> None:
@@ -56,7 +56,7 @@ def test_what_is_planned_is_what_moves(shell: Callable[..., tuple[str, str]], op
 
 def test_a_plan_reads_no_weight(shell: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Loader, "read", lambda *_: pytest.fail("a unit was read"))
-    out, err = shell("bench plan", "--stream-unit", "layer", "--host-budget", "900KB")
+    out, err = shell("bench plan", "--stream-unit", "layer", "--host-budget", "1100KB")
     for words in ("weights", "on disk", "KV cache", "decode step", "GB/s, measured now"):
         assert words in out
     assert "loading weights" not in err
