@@ -6,7 +6,6 @@ from contextlib import closing
 from dataclasses import asdict
 from typing import Any, cast
 
-import torch
 from torch import nn
 
 from dsakv.config import Config
@@ -14,11 +13,11 @@ from dsakv.console import Console
 from dsakv.distributed import ALONE
 from dsakv.engine.engine import Engine
 from dsakv.jobs.bench_checks import Speeds, physical_bound
+from dsakv.jobs.bench_machine import device_speed
 from dsakv.jobs.bench_prompts import bench_requests, read_bench_prompts
 from dsakv.jobs.model import PreparedModel, prepared_model
 from dsakv.jobs.run import announce, check_kv, make_engine
 from dsakv.jobs.streaming import check_weights
-from dsakv.kv.copy_bench import CopyBench
 from dsakv.kv.paged import kv_bytes
 from dsakv.request import Request
 from dsakv.weights.placement import WeightsPlan
@@ -76,10 +75,10 @@ def _kv(engine: Engine, requests: list[Request]) -> dict[str, Any]:
 
 def _bound(planned: Planned, batch_size: int, requests: list[Request]) -> dict[str, Any]:
     """The least that a pass takes, with all of its experts in place and with none of them."""
-    plan, cuda = planned.plan, planned.device.type == "cuda"
+    plan = planned.plan
     speeds = Speeds(
         disk_bytes_per_s=disk_speed(planned.files) if _reads(plan) else None,
-        device_bytes_per_s=_device_speed(planned.device) if cuda else None,
+        device_bytes_per_s=device_speed(planned.device),
     )
     longest = max(len(request.prompt_token_ids) for request in requests) * min(batch_size, len(requests))
     return {
@@ -109,12 +108,3 @@ def _pass(plan: WeightsPlan, tokens: int, speeds: Speeds) -> dict[str, Any]:
 def _reads(plan: WeightsPlan) -> bool:
     """Whether passes read anything from disk."""
     return any(row.on_disk for row in plan.rows)
-
-
-def _device_speed(device: torch.device) -> float | None:
-    """Bytes a second from pinned host memory to the device."""
-    bench = CopyBench(device)
-    bench.round(keep=False)
-    bench.round()
-    speed = bench.speeds().host_to_device
-    return None if speed is None else speed * 1e9

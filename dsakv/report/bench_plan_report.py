@@ -22,8 +22,8 @@ def render(document: Mapping[str, Any]) -> Group:
         parts += [
             Text("weights", style="bold"),
             Text(
-                f"All are loaded: {size(document['weight_bytes'])}. With --{'device' if cuda else 'host'}-budget a part "
-                "of them stays in memory, and each step reads the rest."
+                f"All are loaded: {size(document['weight_bytes'])}. With --{'device' if cuda else 'host'}-budget "
+                "a part of them stays in memory, and each step reads the rest."
             ),
             Text(),
         ]
