@@ -45,6 +45,17 @@ ALWAYS_TRACED = {"trace.enable"}
 RETIRED_FLAGS = {
     "--dataset": "the workload is a subcommand now: dsakv trace ruler, longbenchv2, sharegpt, burstgpt",
     "--split": "leave it out: RULER prompts are generated, or read from the files that --ruler-data names",
+    "--checkpoints": "--ckpt-path names the checkpoint",
+    "--mode": "leave it out: budgets decide what is loaded (--host-budget, on CUDA --device-budget)",
+    "--raw-device": "leave it out: weights are read from the checkpoint's own files, past the page cache",
+    "--manifest": "leave it out: weights are read from the checkpoint's own files",
+    "--prefetch-distance": "--prefetch-depth says how many units are read ahead",
+    "--group-prefetch-depth": "--prefetch-depth says how many units are read ahead",
+    "--gpu-cached-layers": "--device-budget says in bytes what the device holds",
+    "--cpu-cache-layers": "--host-budget says in bytes what host memory holds",
+    "--warmup-layers": "leave it out: what stays in memory is read first; --warmup-rounds warms up",
+    "--staging-mb": "--io-request and --io-threads say how weights are read",
+    "--topk-blk": "--kv-hot-capacity and --kv-policy say which KV the device keeps",
 }
 """Flags of older scripts, and what takes their place."""
 

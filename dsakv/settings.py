@@ -18,6 +18,14 @@ from dsakv.errors import InputError
 
 PREFIX = "DSAKV_"
 OLD_PREFIX = "DS_TRACE_"
+RETIRED = {
+    "WSM_GPU_MAX_GROUPS": "weights.device_budget",
+    "WSM_CPU_": "weights.host_budget and weights.residency",
+    "WSM_EVICT_FINISHED": "weights.residency",
+    "WSM_KV_": "kv.hot_capacity and the other keys of kv",
+    "WSM_": "weights.host_budget, weights.device_budget and weights.prefetch_depth",
+}
+"""Variables of an older benchmark by their beginnings, the longest first, and the keys that decide today."""
 NOT_KEYS = frozenset({"DSAKV_HOME", "DSAKV_DEBUG"})
 """Variables that belong to no key: the cache folder, and tracebacks for user errors."""
 
@@ -254,6 +262,8 @@ def _from_environment(command: str, environ: Mapping[str, str], table: Mapping[s
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for name in sorted(environ):
+        if command == "bench" and (found := next((old for old in RETIRED if name.startswith(old)), None)):
+            raise InputError(f"{name} is of an older benchmark and does nothing", f"unset it; see {RETIRED[found]}")
         key = new.get(name) or old.get(name)
         if key is None:
             if name.startswith(PREFIX) and name not in NOT_KEYS:

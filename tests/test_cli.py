@@ -98,6 +98,8 @@ def test_help_shows_every_flag_whole_and_its_default(
         ("bench --rounds 2 links", "--rounds stands before links, where it does nothing", "dsakv bench links --help"),
         ("bench --no-json links", "--no-json stands before links", "put flags behind it"),
         ("bench --preset p.toml links", "--preset stands before links", "put flags behind it"),
+        ("bench --mode mixed", "--mode", "--host-budget"),
+        ("bench --cpu-cache-layers 40", "--cpu-cache-layers", "--host-budget says in bytes"),
         ("bench linkz", "No such command 'linkz'", "dsakv bench --help lists what it takes"),
         ("bench --compare a.json", "--compare", "--help lists what it takes"),
         ("bench --compare a.json b.json --seed 1", "--seed does nothing with --compare", "leave it out"),

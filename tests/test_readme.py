@@ -20,7 +20,15 @@ from dsakv.trace import schema
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TRACED = ("ruler", "longbenchv2", "sharegpt", "burstgpt", "mooncake", "file", "selfcheck")
-COMMANDS = ("generate", *(f"trace {name}" for name in TRACED), "analyze", "convert", "bench links", "bench plan", "bench")
+COMMANDS = (
+    "generate",
+    *(f"trace {name}" for name in TRACED),
+    "analyze",
+    "convert",
+    "bench links",
+    "bench plan",
+    "bench",
+)
 NETWORKED = tuple(f"fetch-data {name}" for name in ("ruler", "longbenchv2", "sharegpt", "burstgpt"))
 """Commands that only blocks marked ``sh`` may hold."""
 OLD_VARIABLES = ("CKPT_PATH", "CONFIG", "LIMIT", "HF_CKPT_PATH", "SAVE_PATH", "EXPERTS", "MP")

@@ -283,3 +283,20 @@ def test_a_stored_configuration_holds_no_password() -> None:
     assert b"cret" not in stored
     assert b'"redis://***@host:6379/1"' in stored
     assert config.kv.remote == url
+
+
+@pytest.mark.parametrize(
+    ("name", "successor"),
+    [
+        ("WSM_GPU_MAX_GROUPS", "weights.device_budget"),
+        ("WSM_CPU_RING_OFFSET", "weights.residency"),
+        ("WSM_KV_THROTTLE_MS", "keys of kv"),
+        ("WSM_PAIR_AHEAD", "weights.prefetch_depth"),
+    ],
+)
+def test_variables_of_the_old_benchmark_name_what_decides_today(name: str, successor: str) -> None:
+    with pytest.raises(InputError) as caught:
+        resolve("bench", {}, {name: "1"}, None)
+    assert name in caught.value.message
+    assert successor in caught.value.hint
+    assert resolve("analyze", {}, {name: "1"}, None)
