@@ -57,12 +57,15 @@ class FakeLoader:
         self.lies: dict[int, FakeUnit] = {}
         """By address."""
         self._failed: list[Load] = []
+        self._told: set[int] = set()
+        """Addresses that a device may be busy with: it was let to, and nobody said that it had been told all."""
 
     def start(self, unit: Unit, slot: Slot, host: Tensor | None) -> Load:
         assert isinstance(unit, FakeUnit)
         before = self.lies.get(slot.host.data_ptr())
         assert before is None or not before.at, f"{unit.name} overwrites {before.name}, which is in use"
         assert not unit.at
+        assert slot.host.data_ptr() not in self._told, f"{unit.name} overwrites what was never freed"
         load = slot.load = Load(unit, slot, host)
         load.planned_bytes = load.disk_bytes = PAGE
         self.lies[slot.host.data_ptr()] = unit
@@ -74,11 +77,13 @@ class FakeLoader:
     def wait(self, load: Load) -> tuple[Mark, Mark]:
         if load in self._failed:
             raise DsakvError("the disk fails", "copy the files")
+        self._told.add(load.slot.host.data_ptr())
         return mark(CPU), mark(CPU)
 
     def free(self, slot: Slot) -> None:
         unit = self.lies[slot.host.data_ptr()]
         assert not unit.at, "freed before the parameters were taken"
+        self._told.discard(slot.host.data_ptr())
 
     def converted_us(self, since: Mark) -> float:
         return 0.0
