@@ -64,7 +64,7 @@ def cuda_room(units: Units, options: StreamOptions) -> Room:
     way = max((units.units[i].raw_bytes for i in kept.units), default=0)  # what stays on the device came through here
     room = (UNLIMITED if options.host_budget is None else usable(options.host_budget)) - way
     depth = max(kept.slots - 1, 0)  # a slot of the device has one in host memory, and so have those of experts
-    bare = least(raw, depth, "static", fixed=True) if passing else 0
+    bare = least(raw, depth, "static") if passing else 0
     fewest = min(options.prefetch_depth + 1, len(experts))
     if room < bare + fewest * expert_raw:
         needed = _gross(way + bare + fewest * expert_raw)
@@ -73,7 +73,7 @@ def cuda_room(units: Units, options: StreamOptions) -> Room:
         slots = (room - bare) // expert_raw
         held = slots - fewest if held else 0
     room -= slots * expert_raw
-    found = keep(raw, room, depth, "static", fixed=True) if passing else Kept(frozenset(), 0, 0, 0, 0)
+    found = keep(raw, room, depth, "static") if passing else Kept(frozenset(), 0, 0, 0, 0)
     assert found is not None, "there is room for the least"
     room -= found.n_bytes
     in_host = min(room // expert_raw, len(experts)) if expert_raw else 0

@@ -48,9 +48,9 @@ def usable(budget: int) -> int:
     return budget - min(budget // 8, LEFT_OVER)
 
 
-def keep(units: Sequence[Sizes], budget: int, depth: int, residency: Residency, *, fixed: bool = False) -> Kept | None:
+def keep(units: Sequence[Sizes], budget: int, depth: int, residency: Residency) -> Kept | None:
     """What a budget of so many bytes holds of ``units`` while up to ``depth`` are read ahead; None where it is too
-    small. ``fixed``: whether there are ``depth + 1`` slots however few units pass, if any do.
+    small.
 
     The largest units stay first, because slots are as large as the largest one that passes.
     """
@@ -62,7 +62,7 @@ def keep(units: Sequence[Sizes], budget: int, depth: int, residency: Residency, 
         if residency != "static" and limit < max(unit.passes for unit in units):
             continue
         passing = len(units) - len(staying)
-        slots = depth + 1 if fixed and passing else min(depth + 1, passing)
+        slots = min(depth + 1, passing)
         way = max((units[i].way for i in staying), default=0)
         room = budget - slots * limit - sum(units[i].stays for i in staying) - _beside(way, limit)
         if room < 0:
@@ -78,7 +78,7 @@ def keep(units: Sequence[Sizes], budget: int, depth: int, residency: Residency, 
             more = min(room // limit, passing - slots)
             slots, room = slots + more, room - more * limit
         passing = len(units) - len(staying)
-        slots = slots if fixed and passing else min(slots, passing)
+        slots = min(slots, passing)
         beside = _beside(way, limit if slots else 0)
         n_bytes = sum(units[i].stays for i in staying) + slots * limit + beside
         kept = Kept(frozenset(staying), slots, limit, beside, n_bytes)
@@ -88,12 +88,12 @@ def keep(units: Sequence[Sizes], budget: int, depth: int, residency: Residency, 
     return best
 
 
-def least(units: Sequence[Sizes], depth: int, residency: Residency, *, fixed: bool = False) -> int:
+def least(units: Sequence[Sizes], depth: int, residency: Residency) -> int:
     """Bytes of the smallest budget that :meth:`keep` can do with."""
     low, high = 0, sum(unit.stays + unit.passes * (depth + 1) + unit.way for unit in units)
     while low < high:
         middle = (low + high) // 2
-        if keep(units, middle, depth, residency, fixed=fixed) is None:
+        if keep(units, middle, depth, residency) is None:
             low = middle + 1
         else:
             high = middle

@@ -29,10 +29,10 @@ def read(units: list[Sizes], kept: Kept) -> int:
     return sum(unit.passes * unit.reads for i, unit in enumerate(units) if i not in kept.units)
 
 
-def needs(units: list[Sizes], staying: frozenset[int], depth: int, *, fixed: bool = False) -> int:
+def needs(units: list[Sizes], staying: frozenset[int], depth: int) -> int:
     """Bytes for this set to stay and the rest to pass."""
     passing = [unit.passes for i, unit in enumerate(units) if i not in staying]
-    slots = (depth + 1 if fixed else min(depth + 1, len(passing))) if passing else 0
+    slots = min(depth + 1, len(passing))
     slot, way = max(passing, default=0), max((units[i].way for i in staying), default=0)
     return sum(units[i].stays for i in staying) + slots * slot + (way if way > slot else 0)
 
@@ -41,12 +41,9 @@ def subsets(n: int) -> list[frozenset[int]]:
     return [frozenset(chosen) for k in range(n + 1) for chosen in combinations(range(n), k)]
 
 
-@given(UNITS, st.integers(0, 200), st.integers(0, 3), st.sampled_from(RESIDENCIES), st.booleans())
-def test_no_byte_more_than_the_budget(
-    units: list[Sizes], budget: int, depth: int, residency: Residency, fixed: bool
-) -> None:
-    fixed &= residency == "static"
-    kept = keep(units, budget, depth, residency, fixed=fixed)
+@given(UNITS, st.integers(0, 200), st.integers(0, 3), st.sampled_from(RESIDENCIES))
+def test_no_byte_more_than_the_budget(units: list[Sizes], budget: int, depth: int, residency: Residency) -> None:
+    kept = keep(units, budget, depth, residency)
     if kept is None:
         return
     passing = [unit.passes for i, unit in enumerate(units) if i not in kept.units]
@@ -56,23 +53,23 @@ def test_no_byte_more_than_the_budget(
     if residency == "lru":
         assert fewest <= kept.slots <= len(passing)
     else:
-        assert kept.slots == (depth + 1 if fixed and passing else fewest)
+        assert kept.slots == fewest
     for i in kept.units:
         assert units[i].way <= max(kept.way, kept.slot_bytes if kept.slots else 0)
     assert kept.units == frozenset() or residency == "static"
 
 
-@given(UNITS, st.integers(0, 3), st.sampled_from(RESIDENCIES), st.booleans())
-def test_the_least_budget(units: list[Sizes], depth: int, residency: Residency, fixed: bool) -> None:
-    enough = least(units, depth, residency, fixed=fixed)
+@given(UNITS, st.integers(0, 3), st.sampled_from(RESIDENCIES))
+def test_the_least_budget(units: list[Sizes], depth: int, residency: Residency) -> None:
+    enough = least(units, depth, residency)
     everything = sum(unit.passes + unit.way for unit in units) * (depth + 2)
     for budget in range(everything):
-        assert (keep(units, budget, depth, residency, fixed=fixed) is None) == (budget < enough)
+        assert (keep(units, budget, depth, residency) is None) == (budget < enough)
     possible = {frozenset[int]()}
     if residency == "static":
         possible |= {frozenset(i for i, unit in enumerate(units) if unit.passes > one.passes) for one in units}
         possible |= {frozenset(range(len(units)))}
-    assert enough == min(needs(units, staying, depth, fixed=fixed) for staying in possible)
+    assert enough == min(needs(units, staying, depth) for staying in possible)
 
 
 @given(UNITS, st.integers(0, 200), st.integers(0, 3))
