@@ -62,14 +62,23 @@ def cuda_room(units: Units, options: StreamOptions) -> Room:
     raw = [Sizes(units.units[i].raw_bytes, units.units[i].raw_bytes, 0, units.reads(i)) for i in passing]
     expert_raw = max((unit.raw_bytes for unit in experts), default=0)
     way = max((units.units[i].raw_bytes for i in kept.units), default=0)  # what stays on the device came through here
-    fixed = way + (slots * expert_raw if held < len(experts) else 0)
-    room = (UNLIMITED if options.host_budget is None else usable(options.host_budget)) - fixed
-    depth = max(kept.slots - 1, 0)  # a slot of the device has one in host memory
-    found = keep(raw, room, depth, "static") if passing else Kept(frozenset(), 0, 0, 0, 0)
-    if room < 0 or found is None:
-        needed = _gross(fixed + (least(raw, depth, "static") if passing else 0))
+    room = (UNLIMITED if options.host_budget is None else usable(options.host_budget)) - way
+    depth = max(kept.slots - 1, 0)  # a slot of the device has one in host memory, and so have those of experts
+    bare = least(raw, depth, "static") if passing else 0
+    fewest = min(options.prefetch_depth + 1, len(experts))
+    if room < bare + fewest * expert_raw:
+        needed = _gross(way + bare + fewest * expert_raw)
         raise too_small("--host-budget", options.host_budget or 0, needed, options.unit)
-    in_host = min((room - found.n_bytes) // expert_raw, len(experts)) if expert_raw else 0
+    if slots * expert_raw > room - bare:
+        slots = (room - bare) // expert_raw
+        held = slots - fewest if held else 0
+    room -= slots * expert_raw
+    found = keep(raw, room, depth, "static") if passing else Kept(frozenset(), 0, 0, 0, 0)
+    assert found is not None, "there is room for the least"
+    room -= found.n_bytes
+    in_host = min(room // expert_raw, len(experts)) if expert_raw else 0
+    if room + slots * expert_raw >= len(experts) * expert_raw:  # slots need no host memory then
+        in_host = len(experts)
     on_disk = len(found.units) < len(passing)
     return Room(
         on_device=kept.units,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,13 +26,6 @@ class Expert(NamedTuple):
     """Raw bytes, where host memory holds them for a device."""
 
 
-class _Coming(NamedTuple):
-    """An expert that is in a slot, or on its way into one."""
-
-    number: int
-    load: Load
-
-
 class ExpertCache:
     """Experts of all layers in slots of one size. They go by number, layer by layer.
 
@@ -50,25 +43,37 @@ class ExpertCache:
         self._experts, self._capacity, self._ahead = experts, capacity, ahead
         self._loader, self._used = loader, used
         self._cache: Cache | None = POLICIES[policy]().cache(capacity) if capacity else None
+        self._kept: set[int] = set()
+        """Numbers that the policy keeps. An error may have left them without a load, which they then get again."""
         self._free = list(slots)
-        self._held: dict[int, Load] = {}
-        """By number: those that the policy keeps."""
-        self._passing: dict[int, Load] = {}
-        """Those that it does not, until they are used."""
+        self._loads: dict[int, Load] = {}
+        """By number: those in a slot, or on their way into one. Those that are not kept go when they are used."""
+        self._going: Generator[GatedMLP, None, None] | None = None
 
     def bring(self, numbers: Sequence[int]) -> Iterator[GatedMLP]:
-        """Those experts, ascending, each ready until the next one is asked for. Reading begins at once."""
-        for number in list(self._passing):  # of a step that did not come to its end
-            self._let_go(number)
-        waiting, coming = deque(numbers), deque[_Coming]()
-        self._fill(waiting, coming)
-        return self._each(waiting, coming)
+        """Those experts, ascending, each ready until the next one is asked for. Reading begins at once.
 
-    def _each(self, waiting: deque[int], coming: deque[_Coming]) -> Iterator[GatedMLP]:
+        A step before that did not come to its end ends here.
+        """
+        if self._going is not None:
+            self._going.close()
+        for number in self._loads.keys() - self._kept:
+            self._let_go(number)
+        waiting, coming = deque(numbers), deque[int]()
+        self._fill(waiting, coming)
+        self._going = self._each(waiting, coming)
+        return self._going
+
+    def _each(self, waiting: deque[int], coming: deque[int]) -> Generator[GatedMLP, None, None]:
         while coming:
-            number, load = coming.popleft()
-            expert = self._experts[number]
-            self._used(load, load.used)
+            number = coming.popleft()
+            expert, load = self._experts[number], self._loads[number]
+            try:
+                self._used(load, load.used)
+            except BaseException:
+                for unused in [other for other, one in self._loads.items() if not one.used]:
+                    self._let_go(unused)  # they may have failed as well
+                raise
             load.used = True
             load.put()
             try:
@@ -76,36 +81,35 @@ class ExpertCache:
             finally:
                 expert.unit.take()
                 self._loader.free(load.slot)
-                if number in self._passing:
+                if number not in self._kept:
                     self._let_go(number)
             self._fill(waiting, coming)
 
-    def _fill(self, waiting: deque[int], coming: deque[_Coming]) -> None:
-        """Offer the next experts to the policy, and begin to read those that are missing."""
+    def _fill(self, waiting: deque[int], coming: deque[int]) -> None:
+        """Offer the next experts to the policy, and begin to read those that are missing, in their order.
+
+        Policies that pin nothing may give up what is about to be used: what they keep in its place waits for a slot.
+        Where the next one has none, the last of those that they gave up is let go, and will be read again.
+        """
         while waiting and len(coming) <= self._ahead:
             taken = [waiting.popleft() for _ in range(min(max(self._capacity, 1), len(waiting)))]
-            hits, victims = [False] * len(taken), taken
+            coming.extend(taken)
             if self._cache is not None:
-                found, gone = self._cache.step(np.array(taken, dtype=np.int64))
-                hits, victims = found.tolist(), gone.tolist()
-            needed = {one.number for one in coming} | set(taken)
-            for number in victims:
-                if number in self._held:
-                    self._passing[number] = self._held.pop(number)
-                    if number not in needed:
-                        self._let_go(number)
-            leaving = set(victims)
-            for number, hit in zip(taken, hits, strict=True):
-                if hit:
-                    load = self._held.get(number) or self._passing[number]
-                else:
-                    expert = self._experts[number]
-                    load = self._loader.start(expert.unit, self._free.pop(), expert.host)
-                    (self._passing if number in leaving else self._held)[number] = load
-                coming.append(_Coming(number, load))
+                gone = set(self._cache.step(np.array(taken, dtype=np.int64))[1].tolist())
+                self._kept = (self._kept | set(taken)) - gone
+                for number in (gone & self._loads.keys()) - set(coming):
+                    self._let_go(number)
+        for number in coming:
+            if number not in self._loads:
+                if not self._free:
+                    if number != coming[0]:
+                        break
+                    self._let_go(next(n for n in reversed(coming) if n in self._loads and n not in self._kept))
+                expert = self._experts[number]
+                self._loads[number] = self._loader.start(expert.unit, self._free.pop(), expert.host)
 
     def _let_go(self, number: int) -> None:
-        self._free.append(self._passing.pop(number).slot)
+        self._free.append(self._loads.pop(number).slot)
 
 
 def supply(cache: ExpertCache, numbers: Mapping[int, int]) -> Experts:

@@ -79,7 +79,9 @@ def keep(units: Sequence[Sizes], budget: int, depth: int, residency: Residency) 
             slots, room = slots + more, room - more * limit
         passing = len(units) - len(staying)
         slots = min(slots, passing)
-        kept = Kept(frozenset(staying), slots, limit, _beside(way, limit), budget - room)
+        beside = _beside(way, limit if slots else 0)
+        n_bytes = sum(units[i].stays for i in staying) + slots * limit + beside
+        kept = Kept(frozenset(staying), slots, limit, beside, n_bytes)
         read = sum(unit.passes * unit.reads for i, unit in enumerate(units) if i not in staying)
         if best is None or read < best_read:
             best, best_read = kept, read

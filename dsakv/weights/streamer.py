@@ -122,20 +122,28 @@ class Streamer:
 
     def _enter(self, load: Load) -> None:
         if not load.in_place:
-            self.used(load, load.used)
+            try:
+                self.used(load, load.used)
+            except BaseException:
+                self._drop_unused()
+                raise
             load.used = load.in_place = True
             load.put()
 
     def _leave(self, unit: int) -> None:
-        load = self._loads[unit]
-        self._take(load)
-        self._loader.free(load.slot)
+        self._take(self._loads[unit])
         if not self._keeps:
             self._free.append(self._loads.pop(unit).slot)
 
     def _take(self, load: Load) -> None:
         load.unit.take()
         load.in_place = False
+        self._loader.free(load.slot)
+
+    def _drop_unused(self) -> None:
+        """A read failed, and others may have: whoever comes again has them read anew."""
+        for unit in [unit for unit, load in self._loads.items() if not load.used]:
+            self._free.append(self._loads.pop(unit).slot)
 
     def _read_ahead(self, visit: int) -> None:
         """Begin to read what comes next, as far as slots are free."""
