@@ -30,15 +30,11 @@ if TYPE_CHECKING:
     from dsakv.config import WeightsConfig
     from dsakv.jobs.bench_log import RoundLog
     from dsakv.jobs.loaded import LoadedModel
-    from dsakv.request import Request
 
-VOCABULARY = 32000
 WINDOW = 64 << 20
 """Bytes of memory that a plain reading fills again and again."""
-ALIKE = (0.7, 1.4)
-"""Computing over reading, in time, where they are of like size."""
 AIM = (0.85, 1.2)
-"""The same, as it is looked for."""
+"""Computing over reading, in time, as it is looked for where they are to be of like size."""
 MOST = 256
 """Sequences of a batch."""
 
@@ -68,12 +64,12 @@ def peak_bytes() -> int:
     return int(found[1]) * 1024
 
 
-def prompts(count: int, tokens: int) -> list[list[int]]:
+def prompts(vocabulary: int, count: int, tokens: int) -> list[list[int]]:
     """Random token ids; the first prompt is the same for every ``count``."""
     import numpy as np
 
     rng = np.random.default_rng(1)
-    return [rng.integers(0, VOCABULARY, tokens).tolist() for _ in range(count)]
+    return [rng.integers(0, vocabulary, tokens).tolist() for _ in range(count)]
 
 
 def plain(folder: str, request: int, threads: int) -> dict[str, Any]:
@@ -130,36 +126,32 @@ def half(folder: str) -> dict[str, Any]:
     return {"budget": high, "pass_disk_bytes": reads(weights_config(high, 1)), "whole_disk_bytes": whole}
 
 
-def requests(batch: int, tokens: int, new_tokens: int) -> list[Request]:
-    from dsakv.request import Request
-
-    return [Request(i, ids, new_tokens) for i, ids in enumerate(prompts(batch, tokens))]
-
-
-def run(loaded: LoadedModel, wanted: list[Request]) -> RoundLog:
-    """Run these requests at the same time, greedily."""
+def run(loaded: LoadedModel, batch: int, tokens: int, new_tokens: int) -> RoundLog:
+    """Run so many prompts at the same time, greedily."""
     from dsakv.engine.engine import Engine
     from dsakv.engine.options import EngineOptions
     from dsakv.jobs.bench import run_round
+    from dsakv.request import Request
 
-    options = EngineOptions(batch_size=len(wanted), block_size=16, temperature=0.0)
-    return run_round(Engine(loaded.model, options, weights=loaded.weights), wanted, lambda done: None)
+    ids = prompts(loaded.model.vocab_size, batch, tokens)
+    engine = Engine(loaded.model, EngineOptions(batch_size=batch, block_size=16, temperature=0.0),
+                    weights=loaded.weights)  # fmt: skip
+    return run_round(engine, [Request(i, one, new_tokens) for i, one in enumerate(ids)], lambda done: None)
 
 
-def balance(log: RoundLog) -> float:
-    """Time that decode computed over time that it read."""
-    from dsakv.jobs.bench_metrics import links
-
-    found = links(log.of("decode"))
+def balance(found: dict[str, Any]) -> float:
+    """Time that passes computed over time that they read, from what ``links`` says of them."""
     return float((found["wall_ms"] - found["wait_ms"]) / found["disk"]["busy_ms"])
 
 
 def balanced(loaded: LoadedModel, tokens: int) -> int:
     """The batch of which a decode step computes for about as long as it reads."""
+    from dsakv.jobs.bench_metrics import links
+
     tried: dict[int, float] = {}
     batch = 1
     while 1 <= batch <= MOST and batch not in tried:
-        tried[batch] = balance(run(loaded, requests(batch, tokens, 4)))
+        tried[batch] = balance(links(run(loaded, batch, tokens, 4).of("decode")))
         if AIM[0] <= tried[batch] <= AIM[1]:
             break
         below = max((one for one, found in tried.items() if found < 1), default=0)
@@ -168,18 +160,12 @@ def balanced(loaded: LoadedModel, tokens: int) -> int:
     return min(tried, key=lambda one: abs(math.log(tried[one])))
 
 
-def stream(
-    folder: str, budget: int | None, depth: int, batch: int, tokens: int, new_tokens: int, threads: int = 0
-) -> dict[str, Any]:
+def stream(folder: str, budget: int | None, depth: int, batch: int, tokens: int, new_tokens: int) -> dict[str, Any]:
     """dsakv; all weights in memory without ``budget``, and with ``batch`` 0 one that computing and reading share."""
-    import torch
-
     from dsakv.config import ModelConfig, WeightsConfig
     from dsakv.jobs.bench_metrics import links
     from dsakv.jobs.model import load_model
 
-    if threads:
-        torch.set_num_threads(threads)
     drop(folder)
     base = peak_bytes()
     weights = WeightsConfig() if budget is None else weights_config(budget, depth)
@@ -187,9 +173,9 @@ def stream(
     with closing(loaded):
         batch = batch or balanced(loaded, tokens)
         if budget is None:
-            run(loaded, requests(batch, tokens, 2))  # mapped weights are there from now on
+            run(loaded, batch, tokens, 2)  # mapped weights are there from now on
         before = read_bytes()
-        log = run(loaded, requests(batch, tokens, new_tokens))
+        log = run(loaded, batch, tokens, new_tokens)
     moved = read_bytes() - before  # those under way at the end are done now
     streamer = loaded.streamer
     return {
@@ -232,7 +218,7 @@ def offloaded(folder: str, budget: int, tokens: int, new_tokens: int, cold: bool
         )
         model.eval()  # type: ignore[no-untyped-call]
         cache = DynamicCache(config=model.config)
-        ids, found = torch.tensor(prompts(1, tokens)), list[int]()
+        ids, found = torch.tensor(prompts(config.vocab_size, 1, tokens)), list[int]()
         drop(folder)
         before = read_bytes()
         for _ in range(new_tokens):
