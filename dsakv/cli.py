@@ -210,6 +210,10 @@ def convert(config: Config) -> None:
         console.print_data(str(path))
 
 
+NOT_PLANNED = {f"bench.{name}" for name in ("warmup_rounds", "rounds", "out_json", "compare", "verbose")} | {
+    f"engine.{name}" for name in ("temperature", "top_p", "prefill_chunk")
+}
+"""Keys of a benchmark that change nothing about where things are."""
 TIERS_ONLY = {f"kv.{name}" for name in ("hot_capacity", "policy", "scope", "local", "write", "start")}
 """Keys of tiers that links have nothing to do with."""
 
@@ -226,6 +230,24 @@ def bench(config: Config, typed: Collection[str]) -> None:
 
     check_flags(typed)
     compare(config.bench, Console())
+
+
+@bench_app.command("plan")
+@configured("bench plan", without=NOT_PLANNED)
+def bench_plan(config: Config) -> None:
+    """Say what will live where, what each step moves and how long that takes at least. No weight is loaded."""
+    import orjson
+
+    from dsakv.console import Console
+    from dsakv.jobs.bench_plan import bench_plan as plan
+    from dsakv.report.bench_plan_report import render
+
+    console = Console()
+    document = plan(config, console)
+    if config.bench.json:
+        console.print_data(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
+    else:
+        console.print_table(render(document))
 
 
 @bench_app.command("links")

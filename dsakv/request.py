@@ -139,6 +139,10 @@ class WeightTraffic:
 
     units: int = 0
     """Units that were read for it, experts included."""
+    ahead: int = 0
+    """Of these, without experts, those that had begun to come before they were asked for."""
+    disk_reads: int = 0
+    """Requests to the system."""
     disk_bytes: int = 0
     """Read from disk for it, by then or ahead, from page boundary to page boundary: what the system was asked for."""
     planned_bytes: int = 0

@@ -100,7 +100,7 @@ class Engine:
             return None
         model, block_size = self.model, self.options.block_size
         row_bytes = row_format(model.kv_row_dim, model.dtype, model.kv_fp8).row_bytes
-        return self.options.tiers.resolve(self._n_blocks(requests), block_size * row_bytes, len(model.layers))
+        return self.options.tiers.resolve(self.n_blocks(requests), block_size * row_bytes, len(model.layers))
 
     def run(self, requests: Iterable[Request], clock: Clock | None = None) -> Iterator[Step]:
         """The steps that complete ``requests``, each admitted after its arrival and in that order.
@@ -116,7 +116,7 @@ class Engine:
         return self._start(self.world.share(waiting), clock or VirtualClock())
 
     def _start(self, waiting: list[Request], clock: Clock) -> Iterator[Step]:
-        options, n_blocks = self.options, self._n_blocks(waiting)
+        options, n_blocks = self.options, self.n_blocks(waiting)
         cache = PagedCache(
             n_layers=len(self.model.layers),
             n_blocks=n_blocks,
@@ -136,7 +136,7 @@ class Engine:
         clock.pause()
         return self._serve(scheduler, cache, clock)
 
-    def _n_blocks(self, requests: Iterable[Request]) -> int:
+    def n_blocks(self, requests: Iterable[Request]) -> int:
         """Blocks of the KV cache for these requests."""
         options = self.options
         needs = [blocks_needed(request, options.block_size) for request in requests]

@@ -25,7 +25,7 @@ from dsakv.engine.engine import Engine
 from dsakv.errors import DsakvError
 from dsakv.jobs.bench_checks import Speeds, ahead_bytes, bounds, rejections
 from dsakv.jobs.bench_log import Pass, RoundLog
-from dsakv.jobs.bench_machine import machine, memory
+from dsakv.jobs.bench_machine import device_speed, machine, memory
 from dsakv.jobs.bench_metrics import FORMULAS, round_metrics
 from dsakv.jobs.bench_prompts import BenchPrompts, bench_requests, read_bench_prompts
 from dsakv.jobs.bench_summary import drift, medians, summarize
@@ -138,7 +138,11 @@ def _run_rounds(
                 logs.append(log)
     measure()
     # What is impossible is impossible at the best speed that was seen.
-    speeds = Speeds(disk_bytes_per_s=max(disk, default=None), ahead_bytes=ahead_bytes(placement))
+    speeds = Speeds(
+        disk_bytes_per_s=max(disk, default=None),
+        device_bytes_per_s=device_speed(engine.model.device) if placement is not None else None,
+        ahead_bytes=ahead_bytes(placement),
+    )
     measured = Measured([], [], [])
     for number, log in enumerate(logs):
         measured.rounds.append(round_metrics(log))
@@ -171,7 +175,12 @@ def _put_together(measured: Measured, disk: Sequence[float], speeds: Speeds) -> 
         "summary": summary,
         "links": middle["links"],
         "cache": {"experts": middle["experts"], "kv": middle["kv"]},
-        "bound": {"disk_bytes_per_s": speeds.disk_bytes_per_s, "ahead_bytes": speeds.ahead_bytes, **bound},
+        "bound": {
+            "disk_bytes_per_s": speeds.disk_bytes_per_s,
+            "device_bytes_per_s": speeds.device_bytes_per_s,
+            "ahead_bytes": speeds.ahead_bytes,
+            **bound,
+        },
         "drift": drift(measured.rounds, disk) | {"disk_bytes_per_s": list(disk)},
         "rejected": measured.faults,
     }

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from dsakv.kv.copy_bench import CopyBench
+
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Processor, cores, threads, memory and device of this process; None for what the system does not say."""
@@ -59,3 +61,14 @@ def _match(path: Path, pattern: str) -> str | None:
         return None
     found = re.search(pattern, text, re.MULTILINE)
     return found[1] if found else None
+
+
+def device_speed(device: torch.device) -> float | None:
+    """Bytes a second from pinned host memory to ``device``, measured now; None on CPU, which needs no such copies."""
+    if device.type != "cuda":
+        return None
+    bench = CopyBench(device)
+    bench.round(keep=False)
+    bench.round()
+    speed = bench.speeds().host_to_device
+    return None if speed is None else speed * 1e9

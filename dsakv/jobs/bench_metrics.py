@@ -100,6 +100,7 @@ def links(passes: Sequence[Pass]) -> dict[str, Any]:
         pool = _pool(passes, name)
         found[f"{name}_read"] = _link(pool.bytes_read, pool.read_us, n)
         found[f"{name}_write"] = _link(pool.bytes_written, pool.write_us, n)
+    found |= {"units": weights.units, "units_ahead": weights.ahead, "disk_reads": weights.disk_reads}
     found["wait_ms"] = weights.wait_us / 1e3
     found["wait_ms_per_pass"] = ratio(weights.wait_us / 1e3, n)
     found["overlap_efficiency"] = overlap_efficiency(passes) if streams else None

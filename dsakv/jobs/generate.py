@@ -22,7 +22,7 @@ from dsakv.jobs.ranks import load_together
 from dsakv.jobs.run import PrefixLog, announce, check_kv, how_to_analyze, inputs, make_engine
 from dsakv.jobs.streaming import check_weights
 from dsakv.policies.placement import Tiers
-from dsakv.report.run_summary import render_tiers
+from dsakv.report.run_summary import Speed, render_tiers
 from dsakv.request import Completion, Request, Step
 from dsakv.settings import resolved_json
 from dsakv.tokenizer import StreamDecoder
@@ -69,6 +69,8 @@ def generate(config: Config, console: Console, world: World = ALONE) -> None:
                 _stream(engine, requests, loaded, console, tape)
         if tape.traffic:
             console.info_table(render_tiers(tape.traffic.transfers()))
+        if moved := tape.speed.moved():
+            console.info(moved)
 
 
 class _Tape:
@@ -77,6 +79,7 @@ class _Tape:
     def __init__(self, writer: TraceWriter | None, log: PrefixLog, counts: dict[str, Any]) -> None:
         self._writer, self._log, self._counts = writer, log, counts
         self.traffic = Traffic()
+        self.speed = Speed()
 
     def steps(self, engine: Engine, requests: list[Request]) -> Iterator[Step]:
         """The steps that complete ``requests``, recorded on the way."""
@@ -87,6 +90,7 @@ class _Tape:
                 self._writer.expect(request, self._log.facts(request))
         for step in engine.run(requests):
             self.traffic.add(step.traffic)
+            self.speed.add(step)
             if self._writer is not None:
                 self._writer.write(step)
             yield step

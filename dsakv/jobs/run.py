@@ -6,6 +6,8 @@ import shlex
 from collections.abc import Iterable
 from typing import Any
 
+from rich import filesize
+
 from dsakv.config import Config, KvConfig
 from dsakv.console import Console
 from dsakv.distributed import World
@@ -15,10 +17,12 @@ from dsakv.errors import InputError
 from dsakv.jobs.loaded import LoadedModel
 from dsakv.kv.options import Amount, TierOptions
 from dsakv.prefix import PrefixIndex, prefix_key
+from dsakv.report.text import plural
 from dsakv.request import Request
 from dsakv.settings import keys
 from dsakv.trace.records import PrefixFacts
 from dsakv.trace.run_dir import RunDir
+from dsakv.weights.placement import WeightsPlan
 
 RANDOM_WEIGHTS = "the model's weights are random: its text and its locality figures mean nothing"
 
@@ -101,12 +105,25 @@ def announce(loaded: LoadedModel, console: Console) -> None:
     console.info(
         f"model {loaded.name}: {facts['n_layers']} layers, {selects}{by}, {facts['dtype']} on {facts['device']}"
     )
+    if loaded.streamer is not None:
+        console.info(_streamed(loaded.streamer.plan))
     if loaded.slow:
         console.warn(loaded.slow)
     if loaded.random_weights:
         console.warn(RANDOM_WEIGHTS)
     if loaded.caveat:
         console.info(f"note: {loaded.caveat}")
+
+
+def _streamed(plan: WeightsPlan) -> str:
+    """What stays of weights under a budget, and what moves."""
+    held = f"{filesize.decimal(plan.host_bytes)} of host memory"
+    if plan.device_bytes:
+        held += f" and {filesize.decimal(plan.device_bytes)} on the device"
+    moved = f"{plural(plan.pass_units, 'unit')} ({filesize.decimal(plan.pass_disk_bytes)}) read in each step"
+    if plan.n_experts:
+        moved += f", and experts, of which {plan.expert_slots:,} of {plan.n_experts:,} are kept"
+    return f"weights by the {plan.unit} in {held}: {moved}"
 
 
 def how_to_analyze(run: RunDir) -> str:

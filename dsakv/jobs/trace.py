@@ -91,6 +91,8 @@ def _run(workload: Workload, config: Config, loaded: LoadedModel, console: Conso
     console.info(f"tracing into {run.path}: {len(waiting)} of {len(requests)} requests to run")
     summary, speed = _record(steps, run, workload, requests, waiting, counts, config, loaded, console)
     scores = _scores(run, workload.score_groups)
+    if moved := speed.moved():
+        console.info(moved)
     console.print_table(render_run(run.trace_dir, summary, scores, speed, model, config.serving.clock))
     if not summary["unique_blocks"]["count"]:
         console.warn("nothing was recorded: a request of one new token has no decode step")

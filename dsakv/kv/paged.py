@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from dsakv.kv.step import BlockTable, LayerRows, Read, Span, StepRows, StepTable
 from dsakv.kv.tiered import TieredRows
 from dsakv.kv.tiered_layer import TieredLayers
 from dsakv.kv.tiered_step import TieredStep
-from dsakv.models.contracts import Fp8Kv, IndexKeys, Segment, Selection
+from dsakv.models.contracts import Fp8Kv, IndexKeys, Model, Segment, Selection
 from dsakv.request import Phase, TierTraffic
 
 
@@ -76,6 +77,21 @@ class StepCache:
 
     def layer(self, layer_id: int) -> LayerView:
         return LayerView(self.cache, self.tables, self.rows.layer(layer_id), layer_id)
+
+
+class KvBytes(NamedTuple):
+    """What a KV cache takes."""
+
+    rows: int
+    index_keys: int
+    """With their scales."""
+
+
+def kv_bytes(model: Model, slots: int) -> KvBytes:
+    """Of all layers of ``model``, for ``slots`` tokens."""
+    key_bytes = model.index_key_dim * (1 if model.kv_fp8 else model.dtype.itemsize) + (4 if model.kv_fp8 else 0)
+    row_bytes = row_format(model.kv_row_dim, model.dtype, model.kv_fp8).row_bytes
+    return KvBytes(*(len(model.layers) * slots * size for size in (row_bytes, key_bytes)))
 
 
 class PagedCache:

@@ -12,7 +12,8 @@ from rich import filesize
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from dsakv.request import TIERS, Step
+from dsakv.report.text import size
+from dsakv.request import TIERS, Step, WeightTraffic
 from dsakv.trace.serving import QUANTILES, SPANS
 from dsakv.trace.tiers import PHASES, decode_hit_rates
 
@@ -37,15 +38,34 @@ _DISTRIBUTIONS = {
 
 @dataclass(slots=True)
 class Speed:
-    """Tokens and time of the two kinds of steps."""
+    """Tokens and time of the two kinds of steps, and what streaming weights took."""
 
     tokens: Counter[str] = field(default_factory=Counter)
     wall_us: Counter[str] = field(default_factory=Counter)
+    weights: WeightTraffic = field(default_factory=WeightTraffic)
+    passes: int = 0
+    """Over weights that were streamed."""
 
     def add(self, step: Step) -> None:
         """Count a step: prompt tokens of prefill, new tokens of decode."""
         self.tokens[step.kind] += step.prompt_tokens or len(step.new_tokens)
         self.wall_us[step.kind] += step.wall_us
+        if step.weights is not None:
+            self.weights.add(step.weights)
+            self.passes += 1
+
+    def moved(self) -> str:
+        """What streaming weights came to, in a line; empty where all were loaded."""
+        if not self.passes:
+            return ""
+        moved = self.weights
+        told = (
+            f"weights: {size(moved.disk_bytes)} read from disk for {self.passes:,} passes, "
+            f"computing waited {moved.wait_us / 1e6:.1f} s of {sum(self.wall_us.values()) / 1e6:.1f} s for them"
+        )
+        if asked := moved.expert_hits + moved.expert_misses:
+            told += f"; of {asked:,} experts {moved.expert_hits:,} were there"
+        return told
 
     def of(self, kind: str) -> str:
         """``1,024 tokens in 2.0 s (512.0 tokens/s)``."""

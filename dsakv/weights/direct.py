@@ -108,6 +108,8 @@ class DirectFiles:
         self._lock = threading.Lock()
         self._reading = 0
         self._since = self._busy_ns = 0
+        self.most_at_once = 0
+        """Most reads that were under way at a time."""
         self.bytes_read = 0
         """Bytes that the system has returned so far, those that were read to learn whether direct reads work aside."""
         self.paths = list(paths)
@@ -238,6 +240,7 @@ class DirectFiles:
                 self._busy_ns += now - self._since
             self._since = now
             self._reading += change
+            self.most_at_once = max(self.most_at_once, self._reading)
 
     def _open(self, path: Path, direct: bool) -> None:
         try:

@@ -53,6 +53,8 @@ class Load:
         """Done when the unit is read and conversion is told to the device; raises DsakvError."""
         self.there: Any = None
         """CUDA: when it is converted."""
+        self.ahead = False
+        """Whether it was begun before it was asked for."""
         self.used = False
         """Whether it has been computed with."""
         self.in_place = False

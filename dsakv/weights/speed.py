@@ -7,7 +7,7 @@ import time
 
 from dsakv.weights.direct import ALIGN, DirectFiles, Extent
 
-WINDOW = 64 << 20
+WINDOW = 32 << 20
 """Bytes of a reading."""
 SAMPLE = 1 << 30
 """Bytes that are read in all, as far as the files have them."""
@@ -20,7 +20,7 @@ def disk_speed(files: DirectFiles) -> float:
 
     Raises DsakvError where a file cannot be read, or has changed.
     """
-    memory = memoryview(mmap.mmap(-1, WINDOW))
+    memory = memoryview(mmap.mmap(-1, WINDOW))  # of what a budget leaves to compute with
     best, read, begun = 0.0, 0, time.perf_counter()
     for number, size in enumerate(files.sizes):
         for begin in range(0, size // ALIGN * ALIGN, WINDOW):

@@ -91,6 +91,8 @@ class Streamer:
         self._traffic.expert_misses += expert and not again
         if not again:
             self._traffic.units += 1
+            self._traffic.ahead += load.ahead
+            self._traffic.disk_reads += len(load.reads)
             self._traffic.disk_bytes += load.disk_bytes
             self._traffic.planned_bytes += load.planned_bytes
             self._traffic.device_bytes += load.unit.ready_bytes
@@ -143,6 +145,7 @@ class Streamer:
                 if not self._free and not self._evict({self._units.order[visit], *coming}):
                     return
                 self._loads[unit] = self._start(unit)
+                self._loads[unit].ahead = True
 
     def _coming(self, visit: int) -> list[int]:
         """The next units after a visit that do not stay, as many as are to be read ahead."""

@@ -39,9 +39,9 @@ def test_the_bound_is_the_slowest_link_s() -> None:
 
 def test_units_ahead_are_those_of_the_plan() -> None:
     rows = [
-        {"kind": "embedding", "count": 1, "bytes": 9000, "on_disk": 0},
-        {"kind": "attention", "count": 4, "bytes": 400, "on_disk": 2},
-        {"kind": "feed-forward", "count": 4, "bytes": 1200, "on_disk": 4},
+        {"kind": "embedding", "units": 1, "stored_bytes": 9000, "on_disk": 0},
+        {"kind": "attention", "units": 4, "stored_bytes": 400, "on_disk": 2},
+        {"kind": "feed-forward", "units": 4, "stored_bytes": 1200, "on_disk": 4},
     ]
     assert ahead_bytes({"prefetch_depth": 2, "rows": rows}) == 600
     assert ahead_bytes({"prefetch_depth": 0, "rows": rows}) == 0
