@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import os
 import re
 import sys
@@ -74,10 +73,10 @@ def prompts(vocabulary: int, count: int, tokens: int) -> list[list[int]]:
 
 def plain(folder: str, request: int, threads: int) -> dict[str, Any]:
     """All files from begin to end, direct, in requests of so many bytes, as many under way at a time as ``threads``."""
-    from dsakv.weights.direct import ALIGN, DirectFiles, Extent
+    from dsakv.weights.direct import ALIGN, DirectFiles, Extent, read_memory
 
     drop(folder)
-    memory = memoryview(mmap.mmap(-1, WINDOW))
+    memory = memoryview(read_memory(WINDOW))
     memory[::ALIGN] = bytes(WINDOW // ALIGN)  # its pages are made now, not while time is taken
     with closing(DirectFiles(shards(folder), request=request, threads=threads)) as files:
         under_way: deque[Future[int]] = deque()
