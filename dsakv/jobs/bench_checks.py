@@ -92,8 +92,13 @@ def _slack(us: float, parts: int) -> float:
 
 
 def ahead_bytes(plan: Mapping[str, Any] | None) -> int:
-    """What may be read before a pass begins, by the plan of its weights: so many units ahead, of the largest kind."""
+    """What may be read before a pass begins, by the plan of its weights: so many units ahead, of the largest kind.
+
+    One more than planned where the pass before ends with a unit that stays.
+    """
     if not plan:
         return 0
     sizes = [row["stored_bytes"] / row["units"] for row in plan["rows"] if row["on_disk"]]
-    return int(plan["prefetch_depth"] * max(sizes, default=0.0))
+    depth = plan["prefetch_depth"]
+    stays = any(row["on_device"] for row in plan["rows"])
+    return int((depth + (depth > 0 and stays)) * max(sizes, default=0.0))

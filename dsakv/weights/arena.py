@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import mmap
 import warnings
 
 import torch
 from torch import Tensor
 
 from dsakv.errors import DsakvError
-from dsakv.weights.direct import ALIGN
+from dsakv.weights.direct import ALIGN, read_memory
 
 
 class Arena:
@@ -22,13 +21,11 @@ class Arena:
     def __init__(self, size: int, *, pin: bool) -> None:
         self._taken = 0
         try:
-            self._map = mmap.mmap(-1, max(size, ALIGN))
+            self._map = read_memory(max(size, ALIGN))
         except (OSError, ValueError, OverflowError) as error:
             raise DsakvError(
                 f"no host memory for {size / 1e9:.1f} GB of weights", "lower the budget, or free some memory"
             ) from error
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            self._map.madvise(mmap.MADV_HUGEPAGE)  # fewer pages for the disk's driver to pin
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)  # [size]

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,6 +73,19 @@ def aligned(begin: int, end: int, size: int) -> tuple[int, int]:
         raise ValueError(f"bytes {begin} to {end} of a file of {size}")
     first = begin // ALIGN * ALIGN
     return first, min(_whole(end), size) if end > begin else first
+
+
+def read_memory(size: int) -> mmap.mmap:
+    """``size`` bytes to read into, from a page on. Raises OSError where there is no room.
+
+    In huge pages where the system has them: a disk's driver has fewer to pin, which takes a third of the time on the
+    processor, and the memory is faster to compute with. A mapping that can be shared, Python's default, gets none.
+    """
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
 
 
 class DirectFiles:

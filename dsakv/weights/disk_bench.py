@@ -8,7 +8,6 @@ of a large source no part is read twice soon, which a cache in the disk or below
 from __future__ import annotations
 
 import io
-import mmap
 import os
 import tempfile
 import time
@@ -24,7 +23,7 @@ from dsakv.analysis.links_speeds import DiskSpeed, DiskSpeeds, PathKind
 from dsakv.errors import DsakvError, InputError
 from dsakv.layout import listed, shards
 from dsakv.trace.files import disk_error, write_all
-from dsakv.weights.direct import ALIGN, DirectFiles, Extent, Stamp
+from dsakv.weights.direct import ALIGN, DirectFiles, Extent, Stamp, read_memory
 
 REQUESTS = (1 << 20, 4 << 20, 8 << 20, 16 << 20)
 THREADS = (1, 2, 4)
@@ -140,7 +139,7 @@ class DiskBench:
 
     def _touched(self) -> memoryview:
         """Memory for a piece, whose pages are made now rather than while time is taken."""
-        arena = mmap.mmap(-1, self._piece)
+        arena = read_memory(self._piece)
         np.frombuffer(arena, np.uint8)[::ALIGN] = 1
         return memoryview(arena)
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import mmap
 import time
 
-from dsakv.weights.direct import ALIGN, DirectFiles, Extent
+from dsakv.weights.direct import ALIGN, DirectFiles, Extent, read_memory
 
 WINDOW = 32 << 20
 """Bytes of a reading."""
@@ -20,7 +19,7 @@ def disk_speed(files: DirectFiles) -> float:
 
     Raises DsakvError where a file cannot be read, or has changed.
     """
-    memory = memoryview(mmap.mmap(-1, WINDOW))  # of what a budget leaves to compute with
+    memory = memoryview(read_memory(WINDOW))  # of what a budget leaves to compute with
     best, read, begun = 0.0, 0, time.perf_counter()
     for number, size in enumerate(files.sizes):
         for begin in range(0, size // ALIGN * ALIGN, WINDOW):

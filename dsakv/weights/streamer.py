@@ -156,11 +156,18 @@ class Streamer:
                 self._loads[unit].ahead = True
 
     def _coming(self, visit: int) -> list[int]:
-        """The next units after a visit that do not stay, as many as are to be read ahead."""
+        """The next units after a visit that do not stay, as many as are to be read ahead.
+
+        One more beside a unit that stays: the slot of what is computed with is free meanwhile, and the disk would
+        have nothing to do.
+        """
         order, found = self._units.order, list[int]()
+        ahead = self.plan.prefetch_depth
+        if ahead and order[visit] in self._staying:
+            ahead += 1
         for step in range(1, len(order)):
             unit = order[(visit + step) % len(order)]
-            if len(found) == self.plan.prefetch_depth:
+            if len(found) == ahead:
                 break
             if unit not in self._staying and unit != order[visit] and unit not in found:
                 found.append(unit)

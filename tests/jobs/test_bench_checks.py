@@ -39,11 +39,13 @@ def test_the_bound_is_the_slowest_link_s() -> None:
 
 def test_units_ahead_are_those_of_the_plan() -> None:
     rows = [
-        {"kind": "embedding", "units": 1, "stored_bytes": 9000, "on_disk": 0},
-        {"kind": "attention", "units": 4, "stored_bytes": 400, "on_disk": 2},
-        {"kind": "feed-forward", "units": 4, "stored_bytes": 1200, "on_disk": 4},
+        {"kind": "embedding", "units": 1, "stored_bytes": 9000, "on_device": 0, "on_disk": 0},
+        {"kind": "attention", "units": 4, "stored_bytes": 400, "on_device": 0, "on_disk": 2},
+        {"kind": "feed-forward", "units": 4, "stored_bytes": 1200, "on_device": 0, "on_disk": 4},
     ]
     assert ahead_bytes({"prefetch_depth": 2, "rows": rows}) == 600
+    rows[1]["on_device"] = 2  # while one of these computes, one more is read
+    assert ahead_bytes({"prefetch_depth": 2, "rows": rows}) == 900
     assert ahead_bytes({"prefetch_depth": 0, "rows": rows}) == 0
     assert ahead_bytes(None) == 0
 

@@ -100,6 +100,23 @@ def test_what_is_read_ahead(config: ModelConfig) -> None:
     assert sizes == sorted(set(sizes))  # a slot more for each
 
 
+def test_beside_what_stays_one_more_is_read(config: ModelConfig) -> None:
+    """Its slot is free: the disk goes on."""
+    loaded = load(config, unit="sublayer", host_budget=f"{int(smallest(config, unit='sublayer') * 1.2)}B")
+    streamer = loaded.streamer
+    assert streamer is not None
+    order, staying = streamer._units.order, streamer._staying
+    visits = [streamer.embedding()]
+    for layer in range(len(order) // 2 - 1):
+        visits += [streamer.attention(layer), streamer.feed_forward(layer)]
+    found = set()
+    for unit, visit in zip(order, [*visits, streamer.head()], strict=True):
+        with visit:
+            found.add((unit in staying, len(streamer._loads.keys() - {unit})))
+    loaded.close()
+    assert found == {(False, 1), (True, 2)}
+
+
 def test_experts_are_kept_as_the_policy_says(config: ModelConfig) -> None:
     everything = plan_of(config, unit="expert", host_budget="1GB")
     budget = f"{(everything.host_bytes - 9 * everything.expert_disk_bytes) * 8 // 7}B"
