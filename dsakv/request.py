@@ -145,6 +145,8 @@ class WeightTraffic:
     """Requests to the system."""
     disk_bytes: int = 0
     """Read from disk for it, by then or ahead, from page boundary to page boundary: what the system was asked for."""
+    expert_bytes: int = 0
+    """Of these, those of experts."""
     planned_bytes: int = 0
     """What the plan says that these units take to read."""
     disk_us: float = 0.0

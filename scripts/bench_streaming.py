@@ -41,7 +41,6 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # for `python scripts/bench_streaming.py`
 
 from dsakv.config import WeightsConfig  # noqa: E402
-from dsakv.jobs.bench_checks import ahead_bytes  # noqa: E402
 from dsakv.sizes import parse_bytes  # noqa: E402
 from dsakv.threads import wait_briefly  # noqa: E402
 from scripts.streaming_runs import balance  # noqa: E402
@@ -216,7 +215,7 @@ def _bytes(verdicts: Verdicts, name: str, runs: Sequence[Found], counted: bool) 
     if not counted:
         verdicts.fact("  what the system read", "not told")
         return
-    ahead = ahead_bytes(plan)
+    ahead = plan["ahead_bytes"]
     more = [one["os_bytes"] - one["counted_bytes"] for one in runs]
     met = min(more) >= 0 and max(more) <= ahead + OTHERS
     verdicts.must("  the system read more by, MB", f"{max(more) / 1e6:,.1f}",

@@ -42,7 +42,7 @@ class Chunk:
 
 def forward(model: Model, weights: Weights, chunks: Many[Chunk]) -> None:
     """Bring the chunks through all layers, each layer's weights being asked for once."""
-    with weights.embedding():
+    with weights.embedding(head=any(chunk.asking for chunk in chunks)):
         for chunk in chunks:
             chunk.hidden = model.embed(torch.tensor(chunk.token_ids, device=model.device))  # [T, dim]
     for i, layer in enumerate(model.layers):

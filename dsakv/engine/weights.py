@@ -11,8 +11,8 @@ from dsakv.request import WeightTraffic
 class Weights(Protocol):
     """Puts weights in place for as long as a context lasts.
 
-    A pass asks for the embedding, then for the two halves of each layer in order, then for the head; the next pass
-    begins again. That order may be relied upon: it is what lets weights be read ahead.
+    A pass asks for the embedding, then for the two halves of each layer in order, then for the head where it said that
+    it would; the next pass begins again. That order may be relied upon: it is what lets weights be read ahead.
     """
 
     @property
@@ -20,7 +20,9 @@ class Weights(Protocol):
         """Whether some have to be brought in for each pass: prompts then go through the layers as a whole."""
         ...
 
-    def embedding(self) -> AbstractContextManager[None]: ...
+    def embedding(self, *, head: bool) -> AbstractContextManager[None]:
+        """Begin a pass; ``head``: whether it ends with logits."""
+        ...
 
     def attention(self, layer_id: int) -> AbstractContextManager[None]: ...
 
@@ -42,7 +44,7 @@ class InPlace:
 
     streamed = False
 
-    def embedding(self) -> AbstractContextManager[None]:
+    def embedding(self, *, head: bool) -> AbstractContextManager[None]:
         return nullcontext()
 
     def attention(self, layer_id: int) -> AbstractContextManager[None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ from dsakv.distributed import ALONE, World
 from dsakv.engine.clock import VirtualClock
 from dsakv.engine.engine import Engine
 from dsakv.errors import DsakvError
-from dsakv.jobs.bench_checks import Speeds, ahead_bytes, bounds, rejections
-from dsakv.jobs.bench_log import Pass, RoundLog
+from dsakv.jobs.bench_checks import Limits, bounds, rejections
+from dsakv.jobs.bench_log import RoundLog
 from dsakv.jobs.bench_machine import device_speed, machine, memory
 from dsakv.jobs.bench_metrics import FORMULAS, round_metrics
 from dsakv.jobs.bench_prompts import BenchPrompts, bench_requests, read_bench_prompts
@@ -41,15 +41,6 @@ from dsakv.trace.run_dir import default_path
 
 SCHEMA_VERSION = 1
 ELSEWHERE = "name a file in a directory that can be written to with --out-json"
-
-
-@dataclass(slots=True)
-class Measured:
-    """The rounds that count, and what is wrong with any of them."""
-
-    rounds: list[dict[str, Any]]
-    passes: list[Pass]
-    faults: list[str]
 
 
 def bench(config: Config, console: Console, world: World = ALONE) -> dict[str, Any]:
@@ -89,15 +80,14 @@ def _measure(
     engine = make_engine(config, loaded, world, record=False, ignore_eos=True)
     engine.check(batch.requests)
     _announce_prompts(batch, config, console)
-    disk: list[float] = []
-
-    def measure() -> None:
-        if loaded.streamer is not None and (speed := loaded.streamer.disk_speed()):
-            disk.append(speed)
-
-    measure()
-    placement = None if loaded.streamer is None else loaded.streamer.plan.describe()
-    measured, speeds = _run_rounds(engine, batch.requests, config, console, placement, disk, measure)
+    streamer = loaded.streamer
+    placement = None if streamer is None else streamer.plan.describe() | {"direct": streamer.direct}
+    before = 0.0 if streamer is None else streamer.disk_speed()
+    logs = _run_rounds(engine, batch.requests, config, console)
+    disk = [] if streamer is None or not before else [before, streamer.disk_speed()]
+    device = None if streamer is None else device_speed(loaded.model.device)
+    # What is impossible is impossible at the best speed that was seen.
+    limits = Limits.of(max(disk, default=None), device, placement)
     return {
         "schema_version": SCHEMA_VERSION,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -109,22 +99,14 @@ def _measure(
         "placement": placement,
         "kv_tiers": None if (tiers := engine.tiers(batch.requests)) is None else asdict(tiers),
         "formulas": FORMULAS,
-        **_put_together(measured, disk, speeds),
+        **_put_together(logs, disk, limits, config),
         "memory": memory(loaded.model.device),
         "config": orjson.loads(resolved_json(config)),
     }
 
 
-def _run_rounds(
-    engine: Engine,
-    requests: list[Request],
-    config: Config,
-    console: Console,
-    placement: dict[str, Any] | None,
-    disk: list[float],
-    measure: Callable[[], None],
-) -> tuple[Measured, Speeds]:
-    """Rounds to warm up, then those that count, and the disk measured once more behind them."""
+def _run_rounds(engine: Engine, requests: list[Request], config: Config, console: Console) -> list[RoundLog]:
+    """Rounds to warm up, then those that count, which are returned."""
     bench, new_tokens = config.bench, config.engine.max_new_tokens
     work = sum(len(request.prompt_token_ids) + new_tokens for request in requests)
     logs = []
@@ -136,19 +118,7 @@ def _run_rounds(
                 console.info(f"{name}: {round_line(round_metrics(log))}")
             if number >= 0:
                 logs.append(log)
-    measure()
-    # What is impossible is impossible at the best speed that was seen.
-    speeds = Speeds(
-        disk_bytes_per_s=max(disk, default=None),
-        device_bytes_per_s=device_speed(engine.model.device) if placement is not None else None,
-        ahead_bytes=ahead_bytes(placement),
-    )
-    measured = Measured([], [], [])
-    for number, log in enumerate(logs):
-        measured.rounds.append(round_metrics(log))
-        measured.passes += log.passes
-        measured.faults += rejections(log, f"round {number}", new_tokens, speeds)
-    return measured, speeds
+    return logs
 
 
 def run_round(engine: Engine, requests: list[Request], advance: Callable[[int], None]) -> RoundLog:
@@ -163,26 +133,26 @@ def run_round(engine: Engine, requests: list[Request], advance: Callable[[int], 
     return log
 
 
-def _put_together(measured: Measured, disk: Sequence[float], speeds: Speeds) -> dict[str, Any]:
+def _put_together(logs: Sequence[RoundLog], disk: Sequence[float], limits: Limits, config: Config) -> dict[str, Any]:
     """What is known of all rounds together."""
-    summary = summarize(measured.rounds)
+    rounds = [round_metrics(log) for log in logs]
+    summary = summarize(rounds)
     middle = medians(summary)
-    bound = {
-        kind: bounds([one for one in measured.passes if one.kind == kind], speeds) for kind in ("prefill", "decode")
-    }
+    bound = {kind: bounds([log.of(kind) for log in logs], limits) for kind in ("prefill", "decode")}
+    new_tokens, cold = config.engine.max_new_tokens, not config.bench.warmup_rounds
+    faults = [
+        fault
+        for number, log in enumerate(logs)
+        for fault in rejections(log, f"round {number}", new_tokens, limits, first=cold and number == 0)
+    ]
     return {
-        "rounds": measured.rounds,
+        "rounds": rounds,
         "summary": summary,
         "links": middle["links"],
         "cache": {"experts": middle["experts"], "kv": middle["kv"]},
-        "bound": {
-            "disk_bytes_per_s": speeds.disk_bytes_per_s,
-            "device_bytes_per_s": speeds.device_bytes_per_s,
-            "ahead_bytes": speeds.ahead_bytes,
-            **bound,
-        },
-        "drift": drift(measured.rounds, disk) | {"disk_bytes_per_s": list(disk)},
-        "rejected": measured.faults,
+        "bound": asdict(limits) | bound,
+        "drift": drift(rounds, disk) | {"disk_bytes_per_s": list(disk)},
+        "rejected": faults,
     }
 
 

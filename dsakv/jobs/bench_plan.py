@@ -12,7 +12,7 @@ from dsakv.config import Config
 from dsakv.console import Console
 from dsakv.distributed import ALONE
 from dsakv.engine.engine import Engine
-from dsakv.jobs.bench_checks import Speeds, physical_bound
+from dsakv.jobs.bench_checks import Limits, physical_bound
 from dsakv.jobs.bench_machine import device_speed
 from dsakv.jobs.bench_prompts import bench_requests, read_bench_prompts
 from dsakv.jobs.model import PreparedModel, prepared_model
@@ -26,7 +26,7 @@ from dsakv.weights.stream import Planned
 
 
 def bench_plan(config: Config, console: Console) -> dict[str, Any]:
-    """The plan for the benchmark that the configuration describes. The speeds that bound it are measured now.
+    """The plan for the benchmark that the configuration describes. The limits that bound it are measured now.
 
     Raises InputError for options, prompts, budgets or a checkpoint that do not work, DsakvError where a file fails.
     """
@@ -76,35 +76,30 @@ def _kv(engine: Engine, requests: list[Request]) -> dict[str, Any]:
 def _bound(planned: Planned, batch_size: int, requests: list[Request]) -> dict[str, Any]:
     """The least that a pass takes, with all of its experts in place and with none of them."""
     plan = planned.plan
-    speeds = Speeds(
-        disk_bytes_per_s=disk_speed(planned.files) if _reads(plan) else None,
+    limits = Limits(
+        disk_bytes_per_s=disk_speed(planned.files) if plan.reads else None,
         device_bytes_per_s=device_speed(planned.device),
     )
     longest = max(len(request.prompt_token_ids) for request in requests) * min(batch_size, len(requests))
     return {
-        "disk_bytes_per_s": speeds.disk_bytes_per_s,
-        "device_bytes_per_s": speeds.device_bytes_per_s,
+        "disk_bytes_per_s": limits.disk_bytes_per_s,
+        "device_bytes_per_s": limits.device_bytes_per_s,
         "direct": planned.files.direct,
-        "decode_step": _pass(plan, min(batch_size, len(requests)), speeds),
-        "prefill_pass": _pass(plan, longest, speeds),
+        "decode_step": _pass(plan, min(batch_size, len(requests)), limits),
+        "prefill_pass": _pass(plan, longest, limits),
     }
 
 
-def _pass(plan: WeightsPlan, tokens: int, speeds: Speeds) -> dict[str, Any]:
+def _pass(plan: WeightsPlan, tokens: int, limits: Limits) -> dict[str, Any]:
     """What a pass of so many tokens moves, and milliseconds that it takes at least."""
     kept = plan.expert_slots == plan.n_experts  # once they are read
     missing = 0 if kept else min(plan.n_experts, tokens * plan.experts_per_token)
     disk = [plan.pass_disk_bytes, plan.pass_disk_bytes + missing * plan.expert_disk_bytes]
     device = [plan.pass_device_bytes, plan.pass_device_bytes + missing * plan.expert_device_bytes]
-    us = [physical_bound(*pair, speeds) for pair in zip(disk, device, strict=True)]
+    us = [physical_bound(*pair, limits) for pair in zip(disk, device, strict=True)]
     return {
         "tokens": tokens,
         "disk_bytes": disk,
         "device_bytes": device,
         "at_least_ms": [None if one is None else one / 1e3 for one in us],
     }
-
-
-def _reads(plan: WeightsPlan) -> bool:
-    """Whether passes read anything from disk."""
-    return any(row.on_disk for row in plan.rows)

@@ -96,9 +96,9 @@ def prepared_model(
     shape = shape_of(raw, source)
     check_ranks_of(shape, world.size, source)
     recipe = recipe_of(shape, config, files, world)
-    is_dsa = isinstance(shape, DsaShape)
-    options = stream_options(weights, device, has_experts=is_dsa)
-    precision = _precision(config.dtype, device, files, recipe.layout, has_fp8=is_dsa)
+    has_experts = isinstance(shape, DsaShape) and shape.n_dense_layers < shape.n_layers
+    options = stream_options(weights, device, has_experts=has_experts)
+    precision = _precision(config.dtype, device, files, recipe.layout, has_fp8=isinstance(shape, DsaShape))
     fp8 = precision == "fp8"
     index_fp8 = config.index_fp8 or fp8
     check_float8(shape, recipe.indexer, source, world, fp8=fp8, index_fp8=index_fp8)

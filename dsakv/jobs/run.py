@@ -107,6 +107,8 @@ def announce(loaded: LoadedModel, console: Console) -> None:
     )
     if loaded.streamer is not None:
         console.info(_streamed(loaded.streamer.plan))
+        if loaded.streamer.plan.reads and not loaded.streamer.direct:
+            console.warn("the file system refuses direct reads: weights come through the page cache and may stay in it")
     if loaded.slow:
         console.warn(loaded.slow)
     if loaded.random_weights:

@@ -16,6 +16,10 @@ class Mark(Protocol):
         """Microseconds between two marks; may wait for the device."""
         ...
 
+    def passed(self) -> bool:
+        """Whether the device has come to it."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class HostMark:
@@ -26,6 +30,9 @@ class HostMark:
     def us_until(self, later: Mark) -> float:
         assert isinstance(later, HostMark)
         return (later.ns - self.ns) / 1e3
+
+    def passed(self) -> bool:
+        return True
 
 
 class CudaMark:
@@ -39,6 +46,9 @@ class CudaMark:
         assert isinstance(later, CudaMark)
         later.event.synchronize()
         return float(self.event.elapsed_time(later.event)) * 1e3
+
+    def passed(self) -> bool:
+        return bool(self.event.query())
 
 
 def mark(device: torch.device) -> Mark:

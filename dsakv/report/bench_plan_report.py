@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from dsakv.report.grids import data_table
+from dsakv.report.grids import titled
 from dsakv.report.text import TableData, figure, short, size
 
 _PASSES = {"decode_step": "decode step", "prefill_pass": "prefill of a batch"}
@@ -28,15 +28,11 @@ def render(document: Mapping[str, Any]) -> Group:
             Text(),
         ]
     else:
-        parts += _shown(_weights(weights, document["budgets"], cuda=cuda))
-    parts += _shown(_kv(document["kv"], cuda=cuda))
+        parts += titled(_weights(weights, document["budgets"], cuda=cuda))
+    parts += titled(_kv(document["kv"], cuda=cuda))
     if document["bound"] is not None:
-        parts += _shown(_passes(document["bound"]))
+        parts += titled(_passes(document["bound"]))
     return Group(*parts[:-1])
-
-
-def _shown(data: TableData) -> list[RenderableType]:
-    return [Text(data.title, style="bold"), data_table(data), Text(data.note, style="dim"), Text()]
 
 
 def _weights(plan: Mapping[str, Any], budgets: Mapping[str, str | None], *, cuda: bool) -> TableData:

@@ -44,7 +44,7 @@ def render_bench(results: Mapping[str, Any]) -> Group:
     parts: list[RenderableType] = [_heading("benchmark"), _facts(results), Text(), _figures(results["summary"])]
     formulas = results["formulas"]
     parts += [Text(), _formulas({name: text for name, text in formulas.items() if name not in _OF_LINKS}), _dim(SPREAD)]
-    if links := _links(results["links"]):
+    if links := _links(results["links"], cuda=results["model"]["device"] != "cpu"):
         parts += [Text(), _heading("what moved, medians over rounds"), *links]
         parts.append(_formulas({name: formulas[name] for name in _OF_LINKS}))
     return Group(*parts, *_doubts(results))
@@ -156,11 +156,11 @@ def _figures(summary: Mapping[str, Any]) -> RenderableType:
     return table
 
 
-def _links(links: Mapping[str, Any]) -> list[RenderableType]:
+def _links(links: Mapping[str, Any], *, cuda: bool) -> list[RenderableType]:
     columns = ("phase", "link", "bytes", "a pass", "MB/s", "at work ms", "a pass ms")
     table, notes = columns_of(columns, {0, 1}), []
     for kind in ("prefill", "decode"):
-        for name, words in _LINKS.items():
+        for name, words in (_LINKS if cuda else _LINKS | {"device": "converted, weights"}).items():
             link = links[kind][name]
             if link["bytes"]:
                 cells = [size(link["bytes"]), size(link["bytes_per_pass"]), short(link["mb_s"])]
@@ -179,11 +179,10 @@ def _links(links: Mapping[str, Any]) -> list[RenderableType]:
 
 def _doubts(results: Mapping[str, Any]) -> list[RenderableType]:
     bound = results["bound"]
+    speeds = {"from disk": bound["disk_bytes_per_s"], "to the device": bound["device_bytes_per_s"]}
+    at = " and ".join(f"{size(speed)}/s {link}" for link, speed in speeds.items() if speed)
     parts: list[RenderableType] = [
-        Text(
-            f"{kind} took {bound[kind]['wall_to_bound']:.2f} times what its bytes must take at "
-            f"{size(bound['disk_bytes_per_s'])}/s of disk"
-        )
+        Text(f"{kind} took {bound[kind]['wall_to_bound']:.2f} times what its bytes must take, at {at}")
         for kind in ("prefill", "decode")
         if bound[kind]["wall_to_bound"] is not None
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.console import RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -32,3 +33,8 @@ def data_table(data: TableData) -> Table:
     for row in data.rows:
         table.add_row(*(Text(cell) for cell in row))
     return table
+
+
+def titled(data: TableData) -> list[RenderableType]:
+    """``data`` under its title and above its note, and an empty line."""
+    return [Text(data.title, style="bold"), data_table(data), Text(data.note, style="dim"), Text()]

@@ -10,7 +10,7 @@ from rich.text import Text
 from dsakv.analysis.links import Link, LinkProfile
 from dsakv.analysis.links_fit import Batch, errors
 from dsakv.analysis.links_speeds import DiskSpeeds, MemorySpeeds
-from dsakv.report.grids import data_table
+from dsakv.report.grids import titled
 from dsakv.report.text import TableData, figure, percent, plural, short, size
 
 _NAMES = {"local_pool": "host memory", "remote_pool": "remote pool", "hbm": "rows gathered on the device"}
@@ -33,13 +33,9 @@ def render(
         link = profile.hbm if pool is None else pool.read if direction == "read" else pool.write
         assert link is not None
         data = _table(_NAMES[tier] + (f", {_DIRECTIONS[direction]}" if tier != "hbm" else ""), link, found)
-        parts += _shown(data)
+        parts += titled(data)
     parts += [Text("error: of the fit against the median of each batch size, mean and greatest.", style="dim"), Text()]
-    return Group(*parts, *_shown(_disk_table(disk)), *_shown(_memory_table(memory))[:-1])
-
-
-def _shown(data: TableData) -> list[RenderableType]:
-    return [Text(data.title, style="bold"), data_table(data), Text(data.note, style="dim"), Text()]
+    return Group(*parts, *titled(_disk_table(disk)), *titled(_memory_table(memory))[:-1])
 
 
 def _table(title: str, link: Link, found: Sequence[Batch]) -> TableData:

@@ -152,15 +152,22 @@ def plan_of(units: Units, room: Room, options: StreamOptions, experts_per_token:
         rows=rows,
         host_bytes=slots + raw + (0 if cuda else staying),
         device_bytes=device + staying if cuda else 0,
+        ahead_bytes=_ahead(units, read, room, options),
         pass_units=0 if again else sum(units.reads(i) for i in moved),
         pass_disk_bytes=0 if again else sum(units.units[i].disk_bytes * units.reads(i) for i in read),
-        pass_device_bytes=0 if again else sum(units.units[i].ready_bytes * units.reads(i) for i in moved),
+        pass_device_bytes=0 if again else sum(units.units[i].moved_bytes * units.reads(i) for i in moved),
         n_experts=len(experts),
         expert_slots=room.experts_kept,
         experts_per_token=experts_per_token,
         expert_disk_bytes=max((unit.disk_bytes for unit in experts), default=0),
-        expert_device_bytes=max((unit.ready_bytes for unit in experts), default=0),
+        expert_device_bytes=max((unit.moved_bytes for unit in experts), default=0),
     )
+
+
+def _ahead(units: Units, read: Sequence[int], room: Room, options: StreamOptions) -> int:
+    """What may be read before a pass begins: one unit more than planned, where the last one to be used stays."""
+    depth = options.prefetch_depth
+    return (depth + (depth > 0 and bool(room.on_device))) * max((units.units[i].disk_bytes for i in read), default=0)
 
 
 def _place(unit: int, room: Room) -> str:

@@ -117,7 +117,8 @@ class DirectFiles:
         """
         if request <= 0 or request % ALIGN:
             raise ValueError(f"a request of {request} bytes")
-        self._request, self._preadv, self._clock = request, preadv, clock
+        self.request, self.threads = request, threads
+        self._preadv, self._clock = preadv, clock
         self._pool = ThreadPoolExecutor(threads, "dsakv-direct")
         self._lock = threading.Lock()
         self._reading = 0
@@ -167,8 +168,8 @@ class DirectFiles:
         if np.frombuffer(target, np.uint8).ctypes.data % ALIGN:  # wrong with either kind of file, so that it is found
             raise ValueError("memory that does not begin at a page")
         return [
-            self._pool.submit(self._fill, number, begin + at, target[at : min(at + self._request, length)])
-            for at in range(0, length, self._request)
+            self._pool.submit(self._fill, number, begin + at, target[at : min(at + self.request, length)])
+            for at in range(0, length, self.request)
         ]
 
     def wait(self, futures: Iterable[Future[int]], files: Iterable[int] = ()) -> int:

@@ -23,5 +23,3 @@ class StreamOptions:
     io_request: int = 8 << 20
     """Bytes of a read, a multiple of 4,096."""
     io_threads: int = 2
-    direct: bool = True
-    """Whether the page cache is passed by where that can be done."""

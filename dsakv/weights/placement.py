@@ -137,6 +137,8 @@ class WeightsPlan:
     """Of host memory: weights that stay, and what others pass through."""
     device_bytes: int
     """Likewise on the device; 0 on CPU."""
+    ahead_bytes: int
+    """Read before a pass begins, at most, because the one before it has time to."""
     pass_units: int
     """Units that every pass reads or copies, experts aside."""
     pass_disk_bytes: int
@@ -153,6 +155,11 @@ class WeightsPlan:
     """Read from disk for one expert, at most."""
     expert_device_bytes: int
 
+    @property
+    def reads(self) -> bool:
+        """Whether anything is left on disk."""
+        return any(row.on_disk for row in self.rows)
+
     def describe(self) -> dict[str, Any]:
         """As results hold it."""
         return asdict(self) | {"rows": [row._asdict() for row in self.rows]}
@@ -160,8 +167,9 @@ class WeightsPlan:
 
 def too_small(flag: str, budget: int, needed: int, unit: str) -> InputError:
     """What to say of a budget that does not hold what a step needs at a time."""
-    smaller = {"layer": " or --stream-unit sublayer", "sublayer": "", "expert": ""}[unit]
+    what = {"layer": "a layer", "sublayer": "half a layer", "expert": "half a layer without its experts"}[unit]
+    less = " or --stream-unit sublayer" if unit == "layer" else ""
     return InputError(
-        f"{flag} of {budget:,} bytes is too small for what has to be in memory at a time, by the {unit}",
-        f"give at least {needed:,}B, or try fewer --prefetch-depth{smaller}",
+        f"{flag} of {budget:,} bytes is too small: {what} has to fit, or the embedding, and what is read ahead",
+        f"give at least {needed:,}B, or try --prefetch-depth 0{less}",
     )

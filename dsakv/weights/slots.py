@@ -7,6 +7,7 @@ order in which units were asked for, while others read on.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -81,7 +82,7 @@ class Loader:
         self.files, self.device = files, device
         self._stage = ThreadPoolExecutor(1, "dsakv-weights")
         self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._converted: list[tuple[Mark, Mark]] = []
+        self._converted: deque[tuple[Mark, Mark]] = deque()
 
     def start(self, unit: Unit, slot: Slot, host: Tensor | None) -> Load:
         """Bring ``unit`` into ``slot``, from ``host`` ``[raw_bytes]`` where that holds it, else from disk."""
@@ -128,13 +129,18 @@ class Loader:
 
     def converted_us(self, since: Mark) -> float:
         """Microseconds from ``since`` on that conversions took which have ended since this was last asked."""
-        done, self._converted = self._converted, []
-        return sum(min(begin.us_until(end), since.us_until(end)) for begin, end in done)
+        total = 0.0
+        while self._converted and self._converted[0][1].passed():
+            begin, end = self._converted.popleft()
+            total += max(0.0, min(begin.us_until(end), since.us_until(end)))
+        return total
 
     def close(self) -> None:
         """Return when nothing is read or converted any more."""
         self._stage.shutdown(cancel_futures=True)
         self.files.close()
+        if self._stream is not None:
+            self._stream.synchronize()
 
     @contextmanager
     def _on_stream(self, slot: Slot) -> Iterator[None]:

@@ -61,7 +61,7 @@ def plan_stream(
                    checkpoint.tensors[name].shape)
         for name in wanted
     }  # fmt: skip
-    files = DirectFiles(paths, request=options.io_request, threads=options.io_threads, direct=options.direct)
+    files = DirectFiles(paths, request=options.io_request, threads=options.io_threads)
     try:
         return Planned(model, readings, files, lies, options, device)
     except BaseException:
@@ -75,7 +75,7 @@ def stream(planned: Planned, progress: Progress = silent) -> Streamer:
     Raises DsakvError where memory or a file fails.
     """
     units, room, device = planned.units, planned.room, planned.device
-    loader = Loader(planned.files, device)
+    loader, arena = Loader(planned.files, device), None
     try:
         arena = Arena(planned.plan.host_bytes, pin=device.type == "cuda")
         slots = [_slot(room.slot_host, room.slot_device, arena, device) for _ in range(room.slots)]
@@ -96,6 +96,8 @@ def stream(planned: Planned, progress: Progress = silent) -> Streamer:
             _supply_experts(planned, expert_host, arena, loader, streamer)
     except BaseException:
         loader.close()
+        if arena is not None:
+            arena.close()
         raise
     return streamer
 
@@ -110,8 +112,8 @@ def _settle(staying: Sequence[Unit], way: Tensor | None, arena: Arena, loader: L
             assert way is not None, "the plan has room for it"
             unit = unit.whole()
             device = loader.device
-            own = torch.empty(unit.ready_bytes, dtype=torch.uint8, device=device) if device.type == "cuda" else None
-            slot = Slot(way, arena.take(unit.ready_bytes) if own is None else own)
+            own = arena.take(unit.ready_bytes) if device.type == "cpu" else _on_device(unit.ready_bytes, device)
+            slot = Slot(way, own)
             if before is not None:
                 before.settle()  # the way is free
         before = loader.start(unit, slot, None)
@@ -139,10 +141,12 @@ def _supply_experts(planned: Planned, host: Sequence[Tensor], arena: Arena, load
 
 
 def _slot(host: int, device_bytes: int, arena: Arena, device: torch.device) -> Slot:
+    return Slot(arena.take(host), None if device.type == "cpu" else _on_device(device_bytes, device))
+
+
+def _on_device(size: int, device: torch.device) -> Tensor:
     """Raises DsakvError where the device has no room for it."""
-    if device.type == "cpu":
-        return Slot(arena.take(host), None)
     try:
-        return Slot(arena.take(host), torch.empty(device_bytes, dtype=torch.uint8, device=device))
+        return torch.empty(size, dtype=torch.uint8, device=device)
     except torch.OutOfMemoryError as error:
         raise DsakvError(f"{device} has no room for the weights of --device-budget", "lower it") from error

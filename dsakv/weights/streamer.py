@@ -37,7 +37,8 @@ class Streamer:
         self._loads: dict[int, Load] = {}
         """By unit, the least recently used first: those in a slot, or on their way."""
         self._keeps = plan.residency == "lru"
-        self._last = len(units.order) - 1
+        self._visits = len(units.order)
+        """Of a pass, the head left out where nobody asks for it."""
         self._next = 0
         self._traffic = WeightTraffic()
         self._waits: list[tuple[Mark, Mark]] = []
@@ -50,7 +51,8 @@ class Streamer:
         return self._loader.files.direct
 
     @contextmanager
-    def embedding(self) -> Iterator[None]:
+    def embedding(self, *, head: bool) -> Iterator[None]:
+        self._visits = len(self._units.order) - (not head)
         self._busy_before, self._begun = self._loader.files.busy_us(), mark(self._loader.device)
         with self._visit(0):
             yield
@@ -67,12 +69,12 @@ class Streamer:
 
     @contextmanager
     def head(self) -> Iterator[None]:
-        with self._visit(self._last):
+        with self._visit(len(self._units.order) - 1):
             yield
 
     def disk_speed(self) -> float:
         """Bytes a second that plain reads of the same files come at, measured now; 0 where nothing is read."""
-        return disk_speed(self._loader.files)
+        return disk_speed(self._loader.files) if self.plan.reads else 0.0
 
     def traffic(self) -> WeightTraffic:
         """What was read, converted and waited for since this was last asked: by one pass."""
@@ -94,8 +96,9 @@ class Streamer:
             self._traffic.ahead += load.ahead
             self._traffic.disk_reads += len(load.reads)
             self._traffic.disk_bytes += load.disk_bytes
+            self._traffic.expert_bytes += expert * load.disk_bytes
             self._traffic.planned_bytes += load.planned_bytes
-            self._traffic.device_bytes += load.unit.ready_bytes
+            self._traffic.device_bytes += load.unit.moved_bytes
 
     def close(self) -> None:
         """Stop reading, and let go of the memory."""
@@ -107,7 +110,7 @@ class Streamer:
         unit = self._units.order[visit]
         if visit != self._next:
             self._forget(visit)
-        self._next = (visit + 1) % len(self._units.order)
+        self._next = (visit + 1) % self._visits
         passes = unit not in self._staying
         if passes:  # the most recently used now
             self._loads[unit] = self._loads.pop(unit) if unit in self._loads else self._start(unit)
@@ -165,8 +168,8 @@ class Streamer:
         ahead = self.plan.prefetch_depth
         if ahead and order[visit] in self._staying:
             ahead += 1
-        for step in range(1, len(order)):
-            unit = order[(visit + step) % len(order)]
+        for step in range(1, self._visits):
+            unit = order[(visit + step) % self._visits]
             if len(found) == ahead:
                 break
             if unit not in self._staying and unit != order[visit] and unit not in found:

@@ -41,10 +41,13 @@ class _Piece(NamedTuple):
     dtype: torch.dtype
     shape: tuple[int, ...]
 
+    @property
+    def n_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
     def of(self, raw: Tensor) -> Tensor:
         """The tensor within ``raw`` ``[bytes]`` uint8; a copy where torch has no tensors at such addresses."""
-        size = math.prod(self.shape) * self.dtype.itemsize
-        part = raw[self.begin : self.begin + size]
+        part = raw[self.begin : self.begin + self.n_bytes]
         if (part.data_ptr() % self.dtype.itemsize) or (part.storage_offset() % self.dtype.itemsize):
             part = part.clone()
         return part.view(self.dtype).view(self.shape)
@@ -88,7 +91,16 @@ class Unit:
     def stored_bytes(self) -> int:
         """What its tensors take in the files."""
         pieces = [piece for w in self.weights for piece in (w.stored, w.scale) if piece is not None]
-        return sum(math.prod(piece.shape) * piece.dtype.itemsize for piece in pieces)
+        return sum(piece.n_bytes for piece in pieces)
+
+    @property
+    def moved_bytes(self) -> int:
+        """Stored bytes of what does not stay as it was read: what is converted, or copied to a device."""
+        return sum(
+            w.shape.numel() * w.stored.dtype.itemsize + (w.scale.n_bytes if w.scale else 0)
+            for w in self.weights
+            if w.ready is not None
+        )
 
     @property
     def converted(self) -> bool:

@@ -293,9 +293,9 @@ def streamed(checkpoint: Path, **bench: Any) -> Config:
     return msgspec.structs.replace(config, weights=weights)
 
 
-@pytest.mark.parametrize(("off", "speed"), [(0, 1.0), (1, 1e12)])
+@pytest.mark.parametrize(("off", "speed", "faults"), [(0, 1.0, 4), (1, 1e12, 3)])
 def test_what_cannot_be_is_written_down_and_ends_with_1(
-    off: int, speed: float, monkeypatch: pytest.MonkeyPatch, small_checkpoint: Path
+    off: int, speed: float, faults: int, monkeypatch: pytest.MonkeyPatch, small_checkpoint: Path
 ) -> None:
     counted = Streamer.traffic
 
@@ -313,8 +313,8 @@ def test_what_cannot_be_is_written_down_and_ends_with_1(
     assert not isinstance(caught.value, InputError)
     assert "REJECTED" in out.getvalue()
     results = json.loads(Path("r.json").read_bytes())
-    assert len(results["rejected"]) == 3
-    assert results["rejected"][0].startswith("round 0, prefill pass 0: ")
+    assert len(results["rejected"]) == faults  # each pass, and where they are too fast the round
+    assert any(fault.startswith("round 0, prefill pass 0: ") for fault in results["rejected"])
 
 
 def test_the_machine_and_its_memory() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsakv.jobs.bench_checks import Speeds, ahead_bytes, bounds, physical_bound, rejections
+from dsakv.jobs.bench_checks import Limits, bounds, physical_bound, rejections
 from dsakv.jobs.bench_log import RoundLog
 from dsakv.jobs.bench_summary import drift, leaves, medians, statistics, summarize
 from dsakv.request import Step, TierTraffic, WeightTraffic
@@ -30,59 +30,71 @@ def read(size: int, us: float, planned: int | None = None, **counts: Any) -> Wei
 
 
 def test_the_bound_is_the_slowest_link_s() -> None:
-    assert physical_bound(10**9, 0, Speeds()) is None
-    assert physical_bound(10**9, 0, Speeds(2e9)) == 500_000
-    assert physical_bound(10**9, 10**9, Speeds(2e9, 1e9)) == 1_000_000
-    assert physical_bound(10**9, 0, Speeds(1e9, ahead_bytes=250_000_000)) == 750_000
-    assert physical_bound(10, 0, Speeds(1e9, ahead_bytes=99)) == 0
+    assert physical_bound(10**9, 0, Limits()) is None
+    assert physical_bound(10**9, 0, Limits(2e9)) == 500_000
+    assert physical_bound(10**9, 10**9, Limits(2e9, 1e9)) == 1_000_000
+    assert physical_bound(10**9, 0, Limits(1e9, ahead_bytes=250_000_000)) == 750_000
+    assert physical_bound(10, 0, Limits(1e9, ahead_bytes=99)) == 0
 
 
-def test_units_ahead_are_those_of_the_plan() -> None:
-    rows = [
-        {"kind": "embedding", "units": 1, "stored_bytes": 9000, "on_device": 0, "on_disk": 0},
-        {"kind": "attention", "units": 4, "stored_bytes": 400, "on_device": 0, "on_disk": 2},
-        {"kind": "feed-forward", "units": 4, "stored_bytes": 1200, "on_device": 0, "on_disk": 4},
-    ]
-    assert ahead_bytes({"prefetch_depth": 2, "rows": rows}) == 600
-    rows[1]["on_device"] = 2  # while one of these computes, one more is read
-    assert ahead_bytes({"prefetch_depth": 2, "rows": rows}) == 900
-    assert ahead_bytes({"prefetch_depth": 0, "rows": rows}) == 0
-    assert ahead_bytes(None) == 0
+def test_limits_are_those_of_the_plan() -> None:
+    plan = {"residency": "static", "pass_disk_bytes": 900, "ahead_bytes": 600}
+    assert Limits.of(1.0, None, plan) == Limits(1.0, None, 600, 900)
+    assert Limits.of(1.0, None, plan | {"residency": "lru"}).pass_disk_bytes is None
+    assert Limits.of(None, None, None) == Limits()
+
+
+def test_a_pass_reads_what_every_pass_should() -> None:
+    log = logged(("prefill", 1000, read(900, 990.0)), ("decode", 1000, read(800, 1000.0)))
+    limits = Limits(pass_disk_bytes=800)
+    assert "900 bytes were read, experts aside; a pass should read 800" in rejections(log, "round 0", 2, limits)[0]
+    assert rejections(log, "round 0", 2, limits, first=True) == []
+    experts = WeightTraffic(disk_bytes=900, planned_bytes=900, expert_bytes=100)
+    assert rejections(logged(("decode", 1000, experts)), "round 1", 1, limits) == []
+
+
+def test_what_is_read_ahead_is_spared_once_a_round() -> None:
+    log = logged(*(("decode", 1000, read(900, 990.0)) for _ in range(4)))
+    found = bounds([log.of("decode")] * 2, Limits(1e6, ahead_bytes=500))
+    assert found["bound_ms"] == pytest.approx(2 * (4 * 900 - 500) / 1e3)
+    late = logged(*(("decode", 650, read(900, 640.0)) for _ in range(4)))
+    faults = rejections(late, "round 0", 4, Limits(1e6, ahead_bytes=500))
+    assert faults == ["round 0: its passes take 2.600 ms, their bytes 3.100 ms at least"]
 
 
 def test_a_sound_round_is_not_rejected() -> None:
     log = logged(("prefill", 1000, read(900, 990.0)), ("decode", 1000, read(900, 1000.0)), ("decode", 100, None))
-    assert rejections(log, "round 0", 3, Speeds(1e6)) == []
-    assert bounds(log.of("decode"), Speeds(1e6))["bound_ms"] == pytest.approx(0.9)
-    assert set(bounds(log.of("decode"), Speeds())) == {"bound_ms", "wall_ms", "wall_to_bound"}
+    assert rejections(log, "round 0", 3, Limits(1e6)) == []
+    assert bounds([log.of("decode")], Limits(1e6))["bound_ms"] == pytest.approx(0.9)
+    assert set(bounds([log.of("decode")], Limits())) == {"bound_ms", "wall_ms", "wall_to_bound"}
 
 
 @pytest.mark.parametrize(
-    ("log", "speeds", "said"),
+    ("log", "limits", "said"),
     [
         (
             logged(("decode", 890, read(1000, 800.0))),
-            Speeds(1e6),
+            Limits(1e6),
             "decode step 0: 0.890 ms is less than 90% of the 1.0",
         ),
-        (logged(("prefill", 890, read(1000, 800.0))), Speeds(1e6), "prefill pass 0: 0.890 ms is less than 90%"),
+        (logged(("prefill", 890, read(1000, 800.0))), Limits(1e6), "prefill pass 0: 0.890 ms is less than 90%"),
         (
             logged(("decode", 890, WeightTraffic(device_bytes=1000))),
-            Speeds(None, 1e6),
+            Limits(None, 1e6),
             "the 1.000 ms that its 1,000 bytes must take",
         ),
-        (logged(("decode", 1000, read(1000, 9.0, 996))), Speeds(), "1,000 bytes were read, the plan says 996"),
-        (logged(("decode", 1000, read(1, 1100.0))), Speeds(), "the disk took 1.100 ms of 1.000 ms"),
-        (logged(("decode", 1000, WeightTraffic(device_us=1100.0))), Speeds(), "the device's link took"),
-        (logged(("decode", 1000, WeightTraffic(wait_us=1100.0))), Speeds(), "waiting took 1.100 ms"),
-        (logged(("decode", 1000, WeightTraffic(disk_us=-1.0))), Speeds(), "less than nothing"),
-        (logged(("decode", 1000, None), token_s=(-0.5,)), Speeds(), "request 0 has a token before the one"),
-        (logged(("decode", 1000, None), token_s=(0.0005,)), Speeds(), "its passes take 1.000 ms, the round 0.500"),
-        (logged(("decode", 1, None), ("decode", 1, None)), Speeds(), "request 0 has 2 new tokens, not 1"),
+        (logged(("decode", 1000, read(1000, 9.0, 996))), Limits(), "1,000 bytes were read, the plan says 996"),
+        (logged(("decode", 1000, read(1, 1100.0))), Limits(), "the disk took 1.100 ms of 1.000 ms"),
+        (logged(("decode", 1000, WeightTraffic(device_us=1100.0))), Limits(), "the device's link took"),
+        (logged(("decode", 1000, WeightTraffic(wait_us=1100.0))), Limits(), "waiting took 1.100 ms"),
+        (logged(("decode", 1000, WeightTraffic(disk_us=-1.0))), Limits(), "less than nothing"),
+        (logged(("decode", 1000, None), token_s=(-0.5,)), Limits(), "request 0 has a token before the one"),
+        (logged(("decode", 1000, None), token_s=(0.0005,)), Limits(), "its passes take 1.000 ms, the round 0.500"),
+        (logged(("decode", 1, None), ("decode", 1, None)), Limits(), "request 0 has 2 new tokens, not 1"),
     ],
 )
-def test_what_cannot_be_is_rejected(log: RoundLog, speeds: Speeds, said: str) -> None:
-    faults = rejections(log, "round 3", 1, speeds)
+def test_what_cannot_be_is_rejected(log: RoundLog, limits: Limits, said: str) -> None:
+    faults = rejections(log, "round 3", 1, limits)
     assert all(fault.startswith("round 3") for fault in faults)
     assert said in "\n".join(faults)
 
@@ -91,12 +103,12 @@ def test_reads_of_kv_fit_into_their_step() -> None:
     log = RoundLog(0.0, token_s={0: []}, tokens={0: []})
     traffic = {("decode", "local_pool"): TierTraffic(reads=1, read_us=30.0)}
     log.add(Step(0, "decode", 20, [(0, 1)], 0, [], None, traffic), 0.1)  # type: ignore[arg-type]
-    assert "reads from local_pool took 0.030 ms of 0.020 ms" in rejections(log, "round 0", 1, Speeds())[0]
+    assert "reads from local_pool took 0.030 ms of 0.020 ms" in rejections(log, "round 0", 1, Limits())[0]
 
 
 @given(st.integers(1, 10**9), st.integers(1, 10**7), st.floats(1e3, 1e12))
 def test_only_what_beats_nine_tenths_of_its_bound_is_too_fast(size: int, wall_us: int, speed: float) -> None:
-    faults = rejections(logged(("decode", wall_us, read(size, 0.0))), "round 0", 1, Speeds(speed))
+    faults = rejections(logged(("decode", wall_us, read(size, 0.0))), "round 0", 1, Limits(speed))
     must = 0.9 * size / speed * 1e6 - 2.0
     if abs(wall_us - must) > 1e-6 * must:
         assert bool(faults) == (wall_us < must)

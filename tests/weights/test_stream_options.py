@@ -106,7 +106,7 @@ def test_beside_what_stays_one_more_is_read(config: ModelConfig) -> None:
     streamer = loaded.streamer
     assert streamer is not None
     order, staying = streamer._units.order, streamer._staying
-    visits = [streamer.embedding()]
+    visits = [streamer.embedding(head=True)]
     for layer in range(len(order) // 2 - 1):
         visits += [streamer.attention(layer), streamer.feed_forward(layer)]
     found = set()
