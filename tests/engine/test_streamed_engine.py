@@ -27,9 +27,9 @@ class LayerByLayer(InPlace):
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    def embedding(self) -> Any:
+    def embedding(self, *, head: bool) -> Any:
         self.asked.append("embedding")
-        return super().embedding()
+        return super().embedding(head=head)
 
     def attention(self, layer_id: int) -> Any:
         self.asked.append(f"attention {layer_id}")

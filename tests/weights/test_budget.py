@@ -172,7 +172,7 @@ def check_plan(units: Units, room: Room, plan: WeightsPlan) -> None:
         moved = []
     assert plan.pass_units == len(moved)
     assert plan.pass_disk_bytes == sum(units.units[i].raw_bytes for i in moved if i not in room.in_host)
-    assert plan.pass_device_bytes == sum(units.units[i].ready_bytes for i in moved)
+    assert plan.pass_device_bytes == sum(units.units[i].moved_bytes for i in moved)
 
 
 def at_least(error: InputError, flag: str) -> int:
