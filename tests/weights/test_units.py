@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -174,6 +175,8 @@ def test_extents_hold_every_tensor_and_no_page_twice(sizes: list[int], spans: li
     assert pages == Counter(needed)
     assert raw_bytes == len(needed) * ALIGN
     assert all(extent.end <= sizes[extent.file] for extent, _ in extents)
+    for (one, _), (other, _) in pairwise(extent for extent in extents if extent[0].end > extent[0].begin):
+        assert one.file < other.file or one.end < other.begin, "these could be one"
     for name, lies in wanted.items():
         piece = pieces[name]
         assert (piece.dtype, piece.shape) == (DTYPES[lies.dtype], lies.shape)
