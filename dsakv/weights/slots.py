@@ -67,10 +67,9 @@ class Load:
 
     def settle(self) -> None:
         """Return when nothing is under way any more, however it went."""
-        for read in self.reads:
-            read.cancel()
-        wait(self.reads)
-        wait([self.staged])
+        wait([read for read in self.reads if not read.cancel()])  # of one that was never begun there is no end
+        if not self.staged.cancelled():
+            wait([self.staged])
         if self.there is not None:
             self.there.synchronize()
 

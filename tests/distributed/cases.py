@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dsakv.config import ModelConfig
+from dsakv.config import ModelConfig, WeightsConfig
 from dsakv.distributed import ALONE, World, joined
 from dsakv.engine.engine import Engine, dismiss
 from dsakv.engine.options import EngineOptions
@@ -30,6 +30,8 @@ class Case:
     checkpoint: str
     options: dict[str, Any] = field(default_factory=dict)
     forced: bool = False
+    host_budget: str | None = None
+    """Whether weights are streamed, and how much of them stays."""
 
 
 TIERS = TierOptions(Amount.parse("3", "--kv-hot-capacity"), scope="shared", write="back", start="warm")
@@ -59,6 +61,7 @@ CASES = {
     "tiers": Case("deepseek", {"record": True, "batch_size": 2, "block_size": 8, "tiers": TIERS}),
     "converted": Case("converted", {"record": True, "batch_size": 2}),
     "all at once": Case("deepseek", EVERYTHING, forced=True),
+    "streamed": Case("deepseek", {"record": True, "batch_size": 2}, host_budget="700KB"),
 }
 OF_MANY = ("batch, small chunks", "dense", "shared layers", "converted", "all at once")
 """What more than two ranks compute: every way to divide weights, and every option, which all followers follow alike."""
@@ -79,11 +82,13 @@ def requests(forced: bool) -> list[Request]:
 def compute(case: Case, checkpoints: Path, world: World = ALONE) -> tuple[dict[int, list[int]], Selections] | None:
     """Tokens by request, and what was selected; None on a rank that only takes part."""
     name = f"converted-{world.size}" if case.checkpoint == "converted" else case.checkpoint
-    model = load_model(ModelConfig(ckpt_path=str(checkpoints / name), dtype="float32"), world).model
+    weights = WeightsConfig(host_budget=case.host_budget)
+    loaded = load_model(ModelConfig(ckpt_path=str(checkpoints / name), dtype="float32"), world, weights=weights)
     record = case.options.get("record", False) and world.rank == 0
-    engine = Engine(model, EngineOptions(**case.options | {"record": record}), world)
+    engine = Engine(loaded.model, EngineOptions(**case.options | {"record": record}), world, loaded.weights)
     if world.rank:
         engine.follow()
+        loaded.close()
         return None
     tokens: dict[int, list[int]] = {}
     selections: Selections = {}
@@ -92,7 +97,10 @@ def compute(case: Case, checkpoints: Path, world: World = ALONE) -> tuple[dict[i
             tokens[completion.request_id] = completion.token_ids
         for key, selected in _selections(step.records):
             selections[key] = selected
+        if case.host_budget:
+            assert step.weights is None or step.weights.expert_misses > 0
     dismiss(world)
+    loaded.close()
     return tokens, selections
 
 
