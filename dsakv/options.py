@@ -41,15 +41,13 @@ def configured(
     return decorate
 
 
-def configured_group(
-    command: str, *, only: Collection[str] = (), without: Collection[str] = ()
-) -> Callable[[GroupCommand], Callable[..., None]]:
+def configured_group(command: str) -> Callable[[GroupCommand], Callable[..., None]]:
     """As ``configured``, for the callback of a group that is a command of its own where no subcommand follows.
 
     The function also gets the flags that were typed, since it may have to refuse some of them whatever they say. Flags
     before a subcommand would reach nobody: they raise InputError.
     """
-    shown = _shown(command, only, without)
+    shown = _shown(command)
 
     def decorate(function: GroupCommand) -> Callable[..., None]:
         def wrapper(context: typer.Context, preset: Path | None = None, **given: Any) -> None:
@@ -69,7 +67,7 @@ def configured_group(
     return decorate
 
 
-def _shown(command: str, only: Collection[str], without: Collection[str]) -> list[Key]:
+def _shown(command: str, only: Collection[str] = (), without: Collection[str] = ()) -> list[Key]:
     """The keys that ``command`` has flags for."""
     return [
         key

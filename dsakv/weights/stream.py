@@ -23,13 +23,13 @@ from dsakv.weights.placement import WeightsPlan
 from dsakv.weights.plan import Reading, plan_loading
 from dsakv.weights.slots import Load, Loader, Slot
 from dsakv.weights.streamer import Streamer
-from dsakv.weights.units import Lies, Unit, units_of
+from dsakv.weights.units import Place, Unit, units_of
 
 
 class Planned:
     """How a model is going to be streamed; nothing is read yet, its files are open."""
 
-    def __init__(self, model: nn.Module, readings: Sequence[Reading], files: DirectFiles, lies: dict[str, Lies],
+    def __init__(self, model: nn.Module, readings: Sequence[Reading], files: DirectFiles, lies: dict[str, Place],
                  options: StreamOptions, device: torch.device) -> None:  # fmt: skip
         self.files, self.options, self.device = files, options, device
         cuda, layers = device.type == "cuda", list(cast(Model, model).layers)
@@ -57,7 +57,7 @@ def plan_stream(
     paths = sorted({places[name].path for name in wanted})
     number = {path: i for i, path in enumerate(paths)}
     lies = {
-        name: Lies(number[places[name].path], places[name].begin, checkpoint.tensors[name].dtype,
+        name: Place(number[places[name].path], places[name].begin, checkpoint.tensors[name].dtype,
                    checkpoint.tensors[name].shape)
         for name in wanted
     }  # fmt: skip

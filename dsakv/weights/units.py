@@ -25,7 +25,7 @@ the file, from where a loaded model has them mapped: by the address of weights t
 _NAME = re.compile(r"layers\.(\d+)\.(?:(attn)|ffn\.experts\.(\d+)|ffn)")
 
 
-class Lies(NamedTuple):
+class Place(NamedTuple):
     """Where a stored tensor is."""
 
     file: int
@@ -152,7 +152,7 @@ class Units:
 
 def units_of(
     readings: Iterable[Reading],
-    located: Mapping[str, Lies],
+    located: Mapping[str, Place],
     sizes: Sequence[int],
     n_layers: int,
     unit: UnitName,
@@ -196,7 +196,7 @@ def units_of(
 
 
 def _unit(
-    kind: Kind, readings: Sequence[Reading], located: Mapping[str, Lies], sizes: Sequence[int], *, in_place: bool
+    kind: Kind, readings: Sequence[Reading], located: Mapping[str, Place], sizes: Sequence[int], *, in_place: bool
 ) -> Unit:
     wanted = {reading.stored: _part(reading.part, located[reading.stored]) for reading in readings}
     wanted |= {reading.scale: located[reading.scale] for reading in readings if reading.scale}
@@ -221,7 +221,7 @@ def _unit(
     return Unit(kind, weights, extents, raw_bytes, ready, whole)
 
 
-def _part(part: Part, whole: Lies) -> Lies:
+def _part(part: Part, whole: Place) -> Place:
     """What has to be read for a part: its rows, or where it is no range of bytes the whole tensor."""
     if part.dim != 0 or part.total == 1:
         return whole
@@ -231,7 +231,7 @@ def _part(part: Part, whole: Lies) -> Lies:
 
 
 def _extents(
-    wanted: Mapping[str, Lies], sizes: Sequence[int]
+    wanted: Mapping[str, Place], sizes: Sequence[int]
 ) -> tuple[list[tuple[Extent, int]], dict[str, _Piece], int]:
     """Pages that hold ``wanted``, each with its place in raw memory; where each tensor then is; bytes in all."""
     extents: list[tuple[Extent, int]] = []

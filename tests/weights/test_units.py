@@ -24,7 +24,7 @@ from dsakv.models.tiny import CONFIG, write_checkpoint
 from dsakv.weights.direct import ALIGN, aligned
 from dsakv.weights.plan import DTYPES
 from dsakv.weights.stream import Planned
-from dsakv.weights.units import NUMBERS, Lies, Unit, _extents
+from dsakv.weights.units import NUMBERS, Place, Unit, _extents
 from tests.models.checkpoints import save
 from tests.models.fp8_checkpoints import FP8_SHAPE, write_fp8_checkpoint
 from tests.models.llamas import save_llama
@@ -163,7 +163,7 @@ def test_extents_hold_every_tensor_and_no_page_twice(sizes: list[int], spans: li
     for i, (number, where, length) in enumerate(spans):
         size = sizes[number % len(sizes)]
         begin = int(where * size)
-        wanted[f"t{i}"] = Lies(number % len(sizes), begin, "BF16", (min(length, size - begin) // 2,))
+        wanted[f"t{i}"] = Place(number % len(sizes), begin, "BF16", (min(length, size - begin) // 2,))
     extents, pieces, raw_bytes = _extents(wanted, sizes)
     pages = Counter((e.file, page) for e, _ in extents for page in range(e.begin // ALIGN, -(-e.end // ALIGN)))
     needed = {
