@@ -36,6 +36,8 @@ AIM = (0.85, 1.2)
 """Computing over reading, in time, as it is looked for where they are to be of like size."""
 MOST = 256
 """Sequences of a batch."""
+BLOCK = 16
+"""Tokens of a KV block."""
 
 
 def shards(folder: str) -> list[Path]:
@@ -133,7 +135,7 @@ def run(loaded: LoadedModel, batch: int, tokens: int, new_tokens: int) -> RoundL
     from dsakv.request import Request
 
     ids = prompts(loaded.model.vocab_size, batch, tokens)
-    engine = Engine(loaded.model, EngineOptions(batch_size=batch, block_size=16, temperature=0.0),
+    engine = Engine(loaded.model, EngineOptions(batch_size=batch, block_size=BLOCK, temperature=0.0),
                     weights=loaded.weights)  # fmt: skip
     return run_round(engine, [Request(i, one, new_tokens) for i, one in enumerate(ids)], lambda done: None)
 
@@ -176,7 +178,8 @@ def stream(folder: str, budget: int | None, depth: int, batch: int, tokens: int,
         before = read_bytes()
         log = run(loaded, batch, tokens, new_tokens)
     moved = read_bytes() - before  # those under way at the end are done now
-    streamer = loaded.streamer
+    streamer, facts = loaded.streamer, loaded.describe()
+    rows = batch * -(-(tokens + new_tokens) // BLOCK) * BLOCK * facts["n_layers"]
     return {
         "batch": batch,
         "plan": None if streamer is None else streamer.plan.describe(),
@@ -188,6 +191,7 @@ def stream(folder: str, budget: int | None, depth: int, batch: int, tokens: int,
         "os_bytes": moved,
         "decode_tokens": log.decode_tokens,
         "tokens": log.tokens,
+        "kv_bytes": rows * facts["kv_bytes_per_token_layer"],
         "base_bytes": base,
         "peak_bytes": peak_bytes(),
     }
