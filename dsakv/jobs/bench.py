@@ -36,8 +36,7 @@ from dsakv.jobs.streaming import check_weights
 from dsakv.report.bench_report import render_bench, round_line, span
 from dsakv.request import Request
 from dsakv.settings import resolved_json
-from dsakv.trace.files import check_target, write_result
-from dsakv.trace.run_dir import default_path
+from dsakv.trace.files import check_target, default_path, write_result
 
 SCHEMA_VERSION = 1
 ELSEWHERE = "name a file in a directory that can be written to with --out-json"

@@ -26,8 +26,7 @@ from dsakv.jobs.bench_summary import leaves, statistics
 from dsakv.launch import find_place
 from dsakv.report.bench_report import render_comparison, round_line
 from dsakv.settings import resolved_json
-from dsakv.trace.files import check_target, write_result
-from dsakv.trace.run_dir import default_path
+from dsakv.trace.files import check_target, default_path, write_result
 
 SCHEMA_VERSION = 1
 MEANT = frozenset({"--compare", "--rounds", "--out-json", "--json", "--verbose"})

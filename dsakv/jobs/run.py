@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import filesize
 
@@ -21,8 +21,10 @@ from dsakv.report.text import plural
 from dsakv.request import Request
 from dsakv.settings import keys
 from dsakv.trace.records import PrefixFacts
-from dsakv.trace.run_dir import RunDir
 from dsakv.weights.placement import WeightsPlan
+
+if TYPE_CHECKING:  # it brings pyarrow along
+    from dsakv.trace.run_dir import RunDir
 
 RANDOM_WEIGHTS = "the model's weights are random: its text and its locality figures mean nothing"
 

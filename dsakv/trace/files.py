@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -165,3 +166,13 @@ def disk_error(error: OSError, path: Path, hint: str) -> DsakvError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DsakvError(f"the disk is full: cannot write {path}", hint)
     return DsakvError(f"cannot write {path}: {error.strerror or error}", hint)
+
+
+def default_path(what: str) -> Path:
+    """A folder ``outputs/<what>_<time>`` that is not there yet."""
+    first = path = Path("outputs") / f"{what}_{datetime.now():%Y%m%dT%H%M%S}"
+    again = 2
+    while path.exists():
+        path = first.with_name(f"{first.name}-{again}")
+        again += 1
+    return path

@@ -24,7 +24,7 @@ import orjson
 from dsakv import __version__
 from dsakv.config import SECTIONS, Config, TraceConfig
 from dsakv.errors import DsakvError, InputError
-from dsakv.trace.files import disk_error, leftovers, locked, replacing, write_json
+from dsakv.trace.files import default_path, disk_error, leftovers, locked, replacing, write_json
 from dsakv.trace.formats import shard_paths
 from dsakv.trace.resume import keep_finished
 from dsakv.trace.schema import SCHEMA_VERSION
@@ -203,16 +203,6 @@ class RunDir:
             write_json(path, orjson.loads(path.read_bytes()) | {"inputs": inputs})
         except OSError as error:
             raise disk_error(error, path, "free some space or name another folder with --trace-out") from None
-
-
-def default_path(workload: str) -> Path:
-    """A folder ``outputs/<workload>_<time>`` that is not there yet."""
-    first = path = Path("outputs") / f"{workload}_{datetime.now():%Y%m%dT%H%M%S}"
-    again = 2
-    while path.exists():
-        path = first.with_name(f"{first.name}-{again}")
-        again += 1
-    return path
 
 
 def _holds_run(path: Path) -> bool:
