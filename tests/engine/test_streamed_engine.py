@@ -94,6 +94,8 @@ def compare(
     outcome, whole = run(replace(loaded, weights=weights), options, requests)
     assert outcome.same(expected)
     assert sorted(outcome.tokens) == [request.request_id for request in requests]
+    for found in (steps, whole):
+        assert [step.index for step in found] == sorted({step.index for step in found})
     return steps, whole, weights
 
 
