@@ -173,7 +173,7 @@ class WeightsConfig(Section, frozen=True):
         Literal["lru", "fifo", "lfu", "clock", "sieve", "s3fifo"],
         key("Eviction policy of the experts that a budget holds."),
     ] = "lru"
-    prefetch_depth: Annotated[int, key("Units that are read ahead while one computes.", ge=0, le=8)] = 1
+    prefetch_depth: Annotated[int, key("Units that are read ahead while one computes.", ge=0, le=8)] = 2
     io_request: Annotated[Text, key("Bytes of a read from disk.")] = "8MiB"
     io_threads: Annotated[int, key("Reads that are under way at a time.", ge=1, le=64)] = 2
 

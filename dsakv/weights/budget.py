@@ -42,10 +42,7 @@ def cpu_room(units: Units, options: StreamOptions) -> Room:
     budget = UNLIMITED if options.host_budget is None else usable(options.host_budget)
     experts = list(units.experts.values())
     size = max((_passes(unit) for unit in experts), default=0)
-    sizes = [
-        Sizes(_stays(unit), _passes(unit), unit.raw_bytes if unit.converted else 0, units.reads(i))
-        for i, unit in enumerate(units.units)
-    ]
+    sizes = [Sizes(_stays(unit), _passes(unit), unit.raw_bytes if unit.converted else 0) for unit in units.units]
     kept, slots, held = _share(sizes, budget, size, len(experts), options, "--host-budget", options.host_budget or 0)
     return Room(kept.units, kept.slots, frozenset(), kept.way, 0, slots, held, kept.slot_bytes, 0, size, 0)
 
@@ -56,10 +53,10 @@ def cuda_room(units: Units, options: StreamOptions) -> Room:
     experts = list(units.experts.values())
     size = max((_pages(unit.whole_bytes) for unit in experts), default=0)
     ready = [_pages(unit.whole_bytes) for unit in units.units]
-    sizes = [Sizes(n_bytes, n_bytes, 0, units.reads(i)) for i, n_bytes in enumerate(ready)]
+    sizes = [Sizes(n_bytes, n_bytes, 0) for n_bytes in ready]
     kept, slots, held = _share(sizes, budget, size, len(experts), options, "--device-budget", budget)
     passing = [i for i in range(len(units.units)) if i not in kept.units]
-    raw = [Sizes(units.units[i].raw_bytes, units.units[i].raw_bytes, 0, units.reads(i)) for i in passing]
+    raw = [Sizes(units.units[i].raw_bytes, units.units[i].raw_bytes, 0) for i in passing]
     expert_raw = max((unit.raw_bytes for unit in experts), default=0)
     way = max((units.units[i].raw_bytes for i in kept.units), default=0)  # what stays on the device came through here
     room = (UNLIMITED if options.host_budget is None else usable(options.host_budget)) - way
@@ -153,9 +150,9 @@ def plan_of(units: Units, room: Room, options: StreamOptions, experts_per_token:
         host_bytes=slots + raw + (0 if cuda else staying),
         device_bytes=device + staying if cuda else 0,
         ahead_bytes=_ahead(units, read, room, options),
-        pass_units=0 if again else sum(units.reads(i) for i in moved),
-        pass_disk_bytes=0 if again else sum(units.units[i].disk_bytes * units.reads(i) for i in read),
-        pass_device_bytes=0 if again else sum(units.units[i].moved_bytes * units.reads(i) for i in moved),
+        pass_units=0 if again else len(moved),
+        pass_disk_bytes=0 if again else sum(units.units[i].disk_bytes for i in read),
+        pass_device_bytes=0 if again else sum(units.units[i].moved_bytes for i in moved),
         n_experts=len(experts),
         expert_slots=room.experts_kept,
         experts_per_token=experts_per_token,

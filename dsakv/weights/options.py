@@ -19,7 +19,7 @@ class StreamOptions:
     residency: Residency = "static"
     expert_policy: str = "lru"
     """Name in ``policies.POLICIES``."""
-    prefetch_depth: int = 1
+    prefetch_depth: int = 2
     io_request: int = 8 << 20
     """Bytes of a read, a multiple of 4,096."""
     io_threads: int = 2

@@ -27,8 +27,6 @@ class Sizes(NamedTuple):
     """Of a slot that it passes through."""
     way: int
     """That it passes through, once, on its way to where it stays; 0 where it is read there."""
-    reads: int
-    """How often a pass reads it where it does not stay."""
 
 
 class Kept(NamedTuple):
@@ -56,7 +54,7 @@ def keep(units: Sequence[Sizes], budget: int, depth: int, residency: Residency) 
     """
     best: Kept | None = None
     best_read = 0
-    order = sorted(range(len(units)), key=lambda i: (-units[i].reads, _spread(i), i))
+    order = sorted(range(len(units)), key=_spread)
     for limit in sorted({0, *(unit.passes for unit in units)}):
         staying = {i for i, unit in enumerate(units) if unit.passes > limit}
         if residency != "static" and limit < max(unit.passes for unit in units):
@@ -82,7 +80,7 @@ def keep(units: Sequence[Sizes], budget: int, depth: int, residency: Residency) 
         beside = _beside(way, limit if slots else 0)
         n_bytes = sum(units[i].stays for i in staying) + slots * limit + beside
         kept = Kept(frozenset(staying), slots, limit, beside, n_bytes)
-        read = sum(unit.passes * unit.reads for i, unit in enumerate(units) if i not in staying)
+        read = sum(unit.passes for i, unit in enumerate(units) if i not in staying)
         if best is None or read < best_read:
             best, best_read = kept, read
     return best

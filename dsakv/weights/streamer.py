@@ -53,6 +53,7 @@ class Streamer:
     @contextmanager
     def embedding(self, *, head: bool) -> Iterator[None]:
         self._visits = len(self._units.order) - (not head)
+        self._traffic, self._waits = WeightTraffic(), []  # of a pass that failed
         self._busy_before, self._begun = self._loader.files.busy_us(), mark(self._loader.device)
         with self._visit(0):
             yield

@@ -140,14 +140,10 @@ class Units:
 
     units: list[Unit]
     order: list[int]
-    """The unit of each visit: of the embedding, of attention and feed-forward of each layer, of the head."""
+    """The unit of each visit: of the embedding, of attention and feed-forward of each layer, of the head. Visits of one
+    unit follow each other, a tied head's and the next pass's embedding too: a pass reads no unit twice."""
     experts: dict[tuple[int, int], Unit]
     """Those that are units of their own, by layer and number."""
-
-    def reads(self, unit: int) -> int:
-        """How often a pass comes to a unit from another one, the one before having ended with the head."""
-        before = [self.order[-1], *self.order[:-1]]
-        return sum(now == unit != last for last, now in zip(before, self.order, strict=True))
 
 
 def units_of(

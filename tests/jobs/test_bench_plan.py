@@ -34,10 +34,10 @@ def shell(
 @pytest.mark.parametrize(
     "options",
     [
-        ["--stream-unit", "layer", "--host-budget", "1100KB"],
+        ["--stream-unit", "layer", "--host-budget", "1100KB", "--prefetch-depth", "1"],
         ["--stream-unit", "sublayer", "--host-budget", "1MB", "--prefetch-depth", "2"],
         ["--stream-unit", "sublayer", "--host-budget", "2GB"],
-        ["--host-budget", "840KB", "--dtype", "bfloat16", "--batch-size", "2"],
+        ["--host-budget", "840KB", "--dtype", "bfloat16", "--batch-size", "2", "--prefetch-depth", "1"],
     ],
 )
 def test_what_is_planned_is_what_moves(shell: Callable[..., tuple[str, str]], options: list[str]) -> None:
@@ -57,7 +57,7 @@ def test_what_is_planned_is_what_moves(shell: Callable[..., tuple[str, str]], op
 
 def test_a_plan_reads_no_weight(shell: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Loader, "read", lambda *_: pytest.fail("a unit was read"))
-    out, err = shell("bench plan", "--stream-unit", "layer", "--host-budget", "1100KB")
+    out, err = shell("bench plan", "--stream-unit", "layer", "--host-budget", "1100KB", "--prefetch-depth", "1")
     for words in ("weights", "on disk", "KV cache", "decode step", "GB/s, measured now"):
         assert words in out
     assert "loading weights" not in err
@@ -80,7 +80,7 @@ def test_without_a_budget_all_are_loaded(shell: Callable[..., tuple[str, str]]) 
         (["--host-budget", "1KB"], "too small"),
         (["--host-budget", "8"], "is no size"),
         (["--device-budget", "1GB"], "runs on CPU"),
-        (["--prefetch-depth", "2"], "does nothing while all weights are loaded"),
+        (["--prefetch-depth", "3"], "does nothing while all weights are loaded"),
         (["--host-budget", "1GB", "--io-request", "1000B"], "--io-request"),
         (["--host-budget", "1GB", "--expert-policy", "lfu", "--stream-unit", "layer"], "--expert-policy"),
     ],

@@ -17,8 +17,7 @@ RESIDENCIES: list[Residency] = ["static", "lru", "none"]
 def sizes(draw: st.DrawFn) -> Sizes:
     """Of a unit of which something is converted, or nothing: raw bytes go once they are, and else stay."""
     raw, ready = draw(st.integers(1, 9)), draw(st.integers(0, 9))
-    reads = draw(st.integers(1, 2))
-    return Sizes(ready, raw + ready, raw, reads) if ready > raw else Sizes(raw + ready, raw + ready, 0, reads)
+    return Sizes(ready, raw + ready, raw) if ready > raw else Sizes(raw + ready, raw + ready, 0)
 
 
 UNITS = st.lists(sizes(), min_size=1, max_size=7)
@@ -26,7 +25,7 @@ UNITS = st.lists(sizes(), min_size=1, max_size=7)
 
 def read(units: list[Sizes], kept: Kept) -> int:
     """What a pass reads, where nothing else is kept."""
-    return sum(unit.passes * unit.reads for i, unit in enumerate(units) if i not in kept.units)
+    return sum(unit.passes for i, unit in enumerate(units) if i not in kept.units)
 
 
 def needs(units: list[Sizes], staying: frozenset[int], depth: int) -> int:
@@ -96,7 +95,7 @@ def test_of_units_that_take_as_much_as_many_stay_as_fit(unit: Sizes, n: int, bud
 
 @pytest.mark.parametrize("n", [5, 32, 61, 80])
 def test_what_stays_is_spread_evenly(n: int) -> None:
-    units = [Sizes(10, 10, 0, 1)] * n
+    units = [Sizes(10, 10, 0)] * n
     for held in range(1, n - 1):
         kept = keep(units, 10 * held + 10, 0, "static")
         assert kept is not None

@@ -102,7 +102,8 @@ def test_what_is_read_ahead(config: ModelConfig) -> None:
 
 def test_beside_what_stays_one_more_is_read(config: ModelConfig) -> None:
     """Its slot is free: the disk goes on."""
-    loaded = load(config, unit="sublayer", host_budget=f"{int(smallest(config, unit='sublayer') * 1.2)}B")
+    one = {"unit": "sublayer", "prefetch_depth": 1}
+    loaded = load(config, host_budget=f"{int(smallest(config, **one) * 1.2)}B", **one)
     streamer = loaded.streamer
     assert streamer is not None
     order, staying = streamer._units.order, streamer._staying
