@@ -53,7 +53,7 @@ def bench(config: Config, console: Console, world: World = ALONE) -> dict[str, A
     check_weights(config.weights)
     prompts = read_bench_prompts(config)
     out = Path(config.bench.out_json) if config.bench.out_json is not None else None
-    check_target(out or default_path("bench") / "bench_results.json", ELSEWHERE)
+    check_target(out or default_path("bench") / "bench_results.json", ELSEWHERE, new=True)
     with closing(load_together(config, world, console)) as loaded:
         results = _measure(config, loaded, bench_requests(prompts, config, loaded), console, world)
     if out is None:
@@ -78,7 +78,7 @@ def _measure(
     announce(loaded, console)
     engine = make_engine(config, loaded, world, record=False, ignore_eos=True)
     engine.check(batch.requests)
-    _announce_prompts(batch, config, console)
+    announce_prompts(batch, config, console)
     streamer = loaded.streamer
     placement = None if streamer is None else streamer.plan.describe() | {"direct": streamer.direct}
     before = 0.0 if streamer is None else streamer.disk_speed()
@@ -155,7 +155,7 @@ def _put_together(logs: Sequence[RoundLog], disk: Sequence[float], limits: Limit
     }
 
 
-def _announce_prompts(batch: BenchPrompts, config: Config, console: Console) -> None:
+def announce_prompts(batch: BenchPrompts, config: Config, console: Console) -> None:
     facts = batch.describe()
     console.info(
         f"{span(facts)}, {config.engine.max_new_tokens:,} new tokens each whatever they are; "
@@ -171,5 +171,11 @@ def _show(results: dict[str, Any], out: Path, config: Config, console: Console) 
     else:
         console.print_table(render_bench(results))
     if results["drift"]["flag"]:
-        console.warn("the machine changed its pace during the run; drift in the results says by how much")
+        drifted = results["drift"]
+        changes = [
+            f"{name} {change:+.0%}"
+            for name, change in drifted["change"].items()
+            if change is not None and abs(change) > drifted["threshold"]
+        ]
+        console.warn(f"the machine changed its pace during the run: {', '.join(changes)}")
     console.info(f"results: {out}")

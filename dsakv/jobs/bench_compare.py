@@ -19,7 +19,7 @@ import msgspec
 import orjson
 
 from dsakv import __version__
-from dsakv.config import BenchConfig, Config
+from dsakv.config import SECTIONS, BenchConfig, Config
 from dsakv.console import Console
 from dsakv.errors import DsakvError, InputError
 from dsakv.jobs.bench_summary import leaves, statistics
@@ -31,6 +31,13 @@ from dsakv.trace.files import check_target, default_path, write_result
 SCHEMA_VERSION = 1
 MEANT = frozenset({"--compare", "--rounds", "--out-json", "--json", "--verbose"})
 """Flags that mean something beside ``--compare``."""
+OWN = frozenset({"bench.rounds", "bench.out_json", "bench.compare", "bench.verbose", "bench.json"})
+"""Keys that a comparison sets itself."""
+OTHER_WORK = (
+    *("model.ckpt_path", "model.name", "model.config", "engine.max_new_tokens", "engine.batch_size", "engine.seed"),
+    *("bench.prompt", "bench.num_prompts", "bench.input_len"),
+)
+"""Beginnings of keys that change what is computed, not how fast."""
 SIDES = ("a", "b")
 LAST_LINES = 5
 """Lines of a failed round's log that are shown."""
@@ -61,8 +68,11 @@ def compare(bench: BenchConfig, console: Console) -> dict[str, Any]:
     if find_place(os.environ) is not None:
         raise InputError("--compare starts its rounds itself", "run it without torchrun or srun")
     configs = {side: read_config(Path(path)) for side, path in zip(SIDES, bench.compare, strict=True)}
+    differing = differences(configs["a"], configs["b"])
+    if other := [name for name in differing if name.startswith(OTHER_WORK)]:
+        console.warn(f"A and B do different work: {', '.join(other)} differ{'s' if len(other) == 1 else ''}")
     out = Path(bench.out_json or default_path("bench-compare") / "bench_compare.json")
-    check_target(out, ELSEWHERE)
+    check_target(out, ELSEWHERE, new=True)
     rounds: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     with (
         tempfile.TemporaryDirectory(prefix="dsakv-compare-") as folder,
@@ -80,6 +90,7 @@ def compare(bench: BenchConfig, console: Console) -> dict[str, Any]:
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "dsakv_version": __version__,
         **compared(rounds["a"], rounds["b"]),
+        "differences": differing,
         **{
             side: {"path": path, "config": orjson.loads(resolved_json(configs[side])), "rounds": rounds[side]}
             for side, path in zip(SIDES, bench.compare, strict=True)
@@ -100,12 +111,16 @@ def read_config(path: Path) -> Config:
 
     Raises InputError where there is none, or it lacks a password that was not written down.
     """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise InputError(f"{path} is no file", "give a config.json or bench_results.json")
     try:
         document = msgspec.json.decode(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read {path}: {error}", "give a config.json or bench_results.json") from error
     if isinstance(document, dict) and "config" in document:
         document = document["config"]
+    elif isinstance(document, dict) and "schema_version" in document:
+        raise InputError(f"{path} holds other results than those of bench", "give a config.json or bench_results.json")
     try:
         config = msgspec.convert(document, Config)
     except msgspec.ValidationError as error:
@@ -120,6 +135,18 @@ def read_config(path: Path) -> Config:
     if config.launch.nnodes > 1:
         raise InputError(f"{path} is for {config.launch.nnodes} machines", "compare configurations of one machine")
     return config
+
+
+def differences(a: Config, b: Config) -> dict[str, list[Any]]:
+    """What the two configurations set differently, by ``section.key``; where results go and who runs what aside."""
+    sides = [orjson.loads(resolved_json(config)) for config in (a, b)]  # without passwords
+    kept = [name for name in sides[0] if name in SECTIONS["bench"]]
+    return {
+        f"{section}.{name}": [side[section][name] for side in sides]
+        for section in kept
+        for name in sides[0][section]
+        if sides[0][section][name] != sides[1][section][name] and f"{section}.{name}" not in OWN
+    }
 
 
 def compared(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> dict[str, Any]:
@@ -148,6 +175,7 @@ def _run(config: Config, side: str, folder: Path) -> dict[str, Any]:
     """The figures of one round of a configuration, in a process of its own."""
     document, out = folder / f"{side}-config.json", folder / f"{side}-results.json"
     bench = msgspec.structs.replace(config.bench, rounds=1, out_json=str(out), compare=(), json=False, verbose=False)
+    out.unlink(missing_ok=True)  # of the round before
     document.write_bytes(msgspec.json.encode(msgspec.structs.replace(config, bench=bench)))
     document.chmod(0o600)  # a URL's password may stand in it
     command = [sys.executable, "-m", "dsakv.worker", "bench", str(document)]

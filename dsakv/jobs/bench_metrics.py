@@ -28,8 +28,9 @@ FORMULAS = {
     "total_token_throughput": "(prompt tokens + new tokens) / e2e_ms, a second",
     "mb_s": "bytes / time in which the link was at work, in 1e6 bytes a second",
     "overlap_efficiency": "max(time of the busiest link, wall - wait) / wall",
+    "bound_ms": "(bytes of a round - what may have been read before it) / speed of the link, for the slowest link",
 }
-"""What the words mean. Percentiles are nearest-rank."""
+"""What the words mean."""
 
 
 def round_metrics(log: RoundLog) -> dict[str, Any]:

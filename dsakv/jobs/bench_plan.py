@@ -12,9 +12,10 @@ from dsakv.config import Config
 from dsakv.console import Console
 from dsakv.distributed import ALONE
 from dsakv.engine.engine import Engine
+from dsakv.jobs.bench import announce_prompts
 from dsakv.jobs.bench_checks import Limits, physical_bound
 from dsakv.jobs.bench_machine import device_speed
-from dsakv.jobs.bench_prompts import bench_requests, read_bench_prompts
+from dsakv.jobs.bench_prompts import BenchPrompts, bench_requests, read_bench_prompts
 from dsakv.jobs.model import PreparedModel, prepared_model
 from dsakv.jobs.run import announce, check_kv, make_engine
 from dsakv.jobs.streaming import check_weights
@@ -35,16 +36,18 @@ def bench_plan(config: Config, console: Console) -> dict[str, Any]:
     prompts = read_bench_prompts(config)
     with prepared_model(config.model, ALONE, console, config.weights) as prepared:
         if prepared.planned is None:
-            return _document(prepared, config, console, bench_requests(prompts, config, prepared.loaded).requests, None)
+            return _document(prepared, config, console, bench_requests(prompts, config, prepared.loaded), None)
         with closing(prepared.planned.files):
-            requests = bench_requests(prompts, config, prepared.loaded).requests
-            return _document(prepared, config, console, requests, prepared.planned)
+            batch = bench_requests(prompts, config, prepared.loaded)
+            return _document(prepared, config, console, batch, prepared.planned)
 
 
 def _document(
-    prepared: PreparedModel, config: Config, console: Console, requests: list[Request], planned: Planned | None
+    prepared: PreparedModel, config: Config, console: Console, batch: BenchPrompts, planned: Planned | None
 ) -> dict[str, Any]:
     announce(prepared.loaded, console)
+    announce_prompts(batch, config, console)
+    requests = batch.requests
     engine = make_engine(config, prepared.loaded, ALONE, record=False)
     engine.check(requests)
     return {
@@ -92,10 +95,11 @@ def _bound(planned: Planned, batch_size: int, requests: list[Request]) -> dict[s
 
 def _pass(plan: WeightsPlan, tokens: int, limits: Limits) -> dict[str, Any]:
     """What a pass of so many tokens moves, and milliseconds that it takes at least."""
-    kept = plan.expert_slots == plan.n_experts  # once they are read
-    missing = 0 if kept else min(plan.n_experts, tokens * plan.experts_per_token)
-    disk = [plan.pass_disk_bytes, plan.pass_disk_bytes + missing * plan.expert_disk_bytes]
-    device = [plan.pass_device_bytes, plan.pass_device_bytes + missing * plan.expert_device_bytes]
+    # A token needs so many different experts; what is not kept is read, unless all are, once they have been.
+    fewest = max(0, plan.experts_per_token - plan.expert_slots)
+    most = 0 if plan.expert_slots == plan.n_experts else min(plan.n_experts, tokens * plan.experts_per_token)
+    disk = [plan.pass_disk_bytes + n * plan.expert_disk_bytes for n in (fewest, most)]
+    device = [plan.pass_device_bytes + n * plan.expert_device_bytes for n in (fewest, most)]
     us = [physical_bound(*pair, limits) for pair in zip(disk, device, strict=True)]
     return {
         "tokens": tokens,

@@ -15,6 +15,9 @@ from dsakv.jobs.prompts import Prompt, parse_lines, read_text
 from dsakv.request import Request
 from dsakv.workloads.prompt_lines import PromptLine
 
+MOST_TOKENS = 20_000_000
+"""Of all made-up prompts: more take minutes to make."""
+
 
 @dataclass(frozen=True, slots=True)
 class BenchPrompts:
@@ -101,12 +104,10 @@ def bench_requests(prompts: list[Prompt], config: Config, loaded: LoadedModel) -
     room = loaded.max_seq_len - new_tokens
     if room < 1:
         raise _no_room(config, loaded.max_seq_len)
-    if prompts:
-        encoded = [(prompt.source_id, _encode(prompt, loaded), prompt.line.prompt) for prompt in prompts]
-        source = str(config.bench.prompts) if config.bench.prompts is not None else "--prompt"
-    else:
-        encoded = [("", ids, None) for ids in _made_up(config, loaded)]
-        source = "random tokens"
+    if not prompts:
+        return BenchPrompts(_made_up(config, loaded, room), "random tokens")
+    encoded = [(prompt.source_id, _encode(prompt, loaded), prompt.line.prompt) for prompt in prompts]
+    source = str(config.bench.prompts) if config.bench.prompts is not None else "--prompt"
     requests = [
         Request(number, ids[-room:], new_tokens, name, text, truncated_tokens=max(0, len(ids) - room))
         for number, (name, ids, text) in enumerate(encoded)
@@ -130,7 +131,7 @@ def _encode(prompt: Prompt, loaded: LoadedModel) -> list[int]:
     return ids
 
 
-def _made_up(config: Config, loaded: LoadedModel) -> list[list[int]]:
+def _made_up(config: Config, loaded: LoadedModel, room: int) -> list[Request]:
     """Ids drawn from the seed, all different prompts; no special token among them, whose meaning could end a text."""
     tokenizer, eos = loaded.text_tokenizer, loaded.eos_token_ids
     known = loaded.model.vocab_size if tokenizer is None else min(loaded.model.vocab_size, tokenizer.vocab_size)
@@ -138,8 +139,17 @@ def _made_up(config: Config, loaded: LoadedModel) -> list[list[int]]:
     if not usual:
         raise InputError("the model's vocabulary holds special tokens alone", "give prompts with --prompts")
     draw = random.Random(config.engine.seed)
-    count = config.bench.num_prompts or config.engine.batch_size
-    return [draw.choices(usual, k=config.bench.input_len) for _ in range(count)]
+    count, asked = config.bench.num_prompts or config.engine.batch_size, config.bench.input_len
+    length, new_tokens = min(asked, room), config.engine.max_new_tokens
+    if count * length > MOST_TOKENS:
+        raise InputError(
+            f"{count:,} made-up prompts of {length:,} tokens are more than {MOST_TOKENS:,} tokens in all",
+            "lower --batch-size, --num-prompts or --input-len",
+        )
+    return [
+        Request(number, draw.choices(usual, k=length), new_tokens, truncated_tokens=asked - length)
+        for number in range(count)
+    ]
 
 
 def _no_room(config: Config, limit: int) -> InputError:

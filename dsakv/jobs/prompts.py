@@ -48,7 +48,7 @@ def read_text(path: Path, hint: str) -> str:
     """The text of a file of prompts. Raises InputError, with ``hint``, where it cannot be read or is no UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # no UTF-8, or a NUL in the path
         raise InputError(f"cannot read {path}: {error}", hint) from error
 
 

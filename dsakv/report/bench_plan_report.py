@@ -41,9 +41,10 @@ def _weights(plan: Mapping[str, Any], budgets: Mapping[str, str | None], *, cuda
         columns.insert(4, "in host memory")
     rows = []
     for row in plan["rows"]:
-        cells = [row["kind"], figure(row["units"]), size(row["stored_bytes"]), figure(row["on_device"])]
+        kept = plan["expert_slots"] if row["kind"] == "expert" else 0  # as they are used
+        cells = [row["kind"], figure(row["units"]), size(row["stored_bytes"]), figure(row["on_device"] + kept)]
         cells += [figure(row["in_host"])] if cuda else []
-        rows.append((*cells, figure(row["on_disk"])))
+        rows.append((*cells, figure(max(row["on_disk"] - kept, 0))))
     notes = [f"{size(plan['host_bytes'])} of host memory ({_of(budgets['host'])}), buffers included"]
     if cuda:
         notes.append(f"{size(plan['device_bytes'])} of device memory ({_of(budgets['device'])})")
@@ -80,7 +81,7 @@ def _passes(bound: Mapping[str, Any]) -> TableData:
         notes.append(f"disk: {bound['disk_bytes_per_s'] / 1e9:.2f} GB/s, measured now on the checkpoint, {how}")
     if bound["device_bytes_per_s"] is not None:
         notes.append(f"to the device: {bound['device_bytes_per_s'] / 1e9:.1f} GB/s, measured now")
-    notes.append("ranges: all experts in place, to none of them")
+    notes.append("ranges: all experts that are kept are the right ones, to none of them")
     columns = ("each", "tokens", "from disk", "converted or copied", "at least ms")
     return TableData("what moves", columns, rows, "; ".join(notes))
 

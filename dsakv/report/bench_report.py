@@ -23,7 +23,7 @@ _LINKS = {
     "remote_pool_read": "remote pool to the device, KV",
     "remote_pool_write": "device to the remote pool, KV",
 }
-_OF_LINKS = ("mb_s", "overlap_efficiency")
+_OF_LINKS = ("mb_s", "overlap_efficiency", "bound_ms")
 """Formulas that belong under the table of links."""
 COMPARED = (
     *(f"{name}.{which}" for name, shown in _SHOWN_AS.items() for which in shown),
@@ -36,7 +36,7 @@ COMPARED = (
     "kv.hit_rate",
 )
 """Figures that a comparison shows, by path."""
-SPREAD = "spread = (max - min) / median, over rounds. Percentiles are nearest-rank."
+SPREAD = "spread = (max - min) / median, over rounds. The percentile q of n values is sorted[round((n - 1) * q)]."
 
 
 def render_bench(results: Mapping[str, Any]) -> Group:
@@ -67,16 +67,25 @@ def render_comparison(document: Mapping[str, Any]) -> Group:
             ratio = found["ratio"]
             cells = [figure(found["a"]["median"]), figure(found["b"]["median"])]
             cells += [short(ratio[key]) for key in ("median", "min", "max")]
+            if ratio["median"] is not None and ratio["min"] < 1 < ratio["max"]:
+                cells[2] += " ?"
             table.add_row(*(Text(cell) for cell in (name, *cells, percent(ratio["spread"]))))
     same = document["same_tokens"]
+    differing = [f"{name}: {_value(a)} / {_value(b)}" for name, (a, b) in document["differences"].items()]
+    sides = [_heading("comparison"), Text(f"A  {document['a']['path']}"), Text(f"B  {document['b']['path']}")]
+    sides.append(Text(f"A / B differ in {'; '.join(map(printable, differing)) or 'nothing'}"))
     notes = [
         f"B / A: median over {document['pairs']} pairs of rounds that ran one after the other, and its least, most "
         "and spread over the pairs",
         f"both generated {'the same' if same else 'different'} tokens",
     ]
-    parts: list[RenderableType] = [_heading("comparison"), Text(f"A  {document['a']['path']}")]
-    parts += [Text(f"B  {document['b']['path']}"), Text(), table, _dim("\n".join(notes))]
-    return Group(*parts)
+    if document["pairs"] > 1:
+        notes.append("?: least and most lie on both sides of 1, so that which is faster was not found out")
+    return Group(*sides, Text(), table, _dim("\n".join(notes)))
+
+
+def _value(value: Any) -> str:
+    return "none" if value is None or value == [] else str(value)
 
 
 def span(prompts: Mapping[str, Any]) -> str:
@@ -182,7 +191,7 @@ def _doubts(results: Mapping[str, Any]) -> list[RenderableType]:
     speeds = {"from disk": bound["disk_bytes_per_s"], "to the device": bound["device_bytes_per_s"]}
     at = " and ".join(f"{size(speed)}/s {link}" for link, speed in speeds.items() if speed)
     parts: list[RenderableType] = [
-        Text(f"{kind} took {bound[kind]['wall_to_bound']:.2f} times what its bytes must take, at {at}")
+        Text(f"{kind} took {bound[kind]['wall_to_bound']:.2f} times its bound, at {at}")
         for kind in ("prefill", "decode")
         if bound[kind]["wall_to_bound"] is not None
     ]

@@ -59,12 +59,13 @@ class Speed:
         if not self.passes:
             return ""
         moved = self.weights
+        passes = "1 pass" if self.passes == 1 else f"{self.passes:,} passes"
         told = (
-            f"weights: {size(moved.disk_bytes)} read from disk for {self.passes:,} passes, "
+            f"weights: {size(moved.disk_bytes)} read from disk for {passes}, "
             f"computing waited {moved.wait_us / 1e6:.1f} s of {sum(self.wall_us.values()) / 1e6:.1f} s for them"
         )
         if asked := moved.expert_hits + moved.expert_misses:
-            told += f"; of {asked:,} experts {moved.expert_hits:,} were there"
+            told += f"; {moved.expert_hits:,} of {asked:,} times an expert was there"
         return told
 
     def of(self, kind: str) -> str:

@@ -141,8 +141,8 @@ def write_result(path: Path, data: bytes, hint: str) -> None:
         raise disk_error(error, path, hint) from error
 
 
-def check_target(path: Path, hint: str) -> None:
-    """Say before the work, not after it, that results cannot be written to ``path``.
+def check_target(path: Path, hint: str, *, new: bool = False) -> None:
+    """Say before the work, not after it, that results cannot be written to ``path``; ``new``: nor may replace others.
 
     Raises:
         InputError: it is a folder, or no regular file.
@@ -150,6 +150,8 @@ def check_target(path: Path, hint: str) -> None:
     """
     if path.is_dir():
         raise InputError(f"{path} is a directory", "name a file for the results")
+    if new and path.is_file():
+        raise DsakvError(f"{path} is there already", "name another file, or remove it")
     if path.exists() and not path.is_file():  # a device would be replaced, not written to
         raise InputError(f"{path} is no regular file", "name a file for the results; --json prints them")
     folder = next(parent for parent in path.absolute().parents if parent.exists())

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 
-from dsakv.errors import InputError
+from dsakv.errors import DsakvError, InputError
 from dsakv.header import read_shard
 from dsakv.layout import INDEX, listed, shards
+from dsakv.weights.direct import Stamp
 
 
 class Part(NamedTuple):
@@ -52,6 +53,8 @@ class Located(NamedTuple):
 
     path: Path
     begin: int
+    stamp: Stamp
+    """Of the file when its header was read first."""
 
 
 class TensorSource(Protocol):
@@ -88,14 +91,13 @@ class Checkpoint:
         self._file = file
         self._stack = ExitStack()
         self._owner: dict[str, Any] = {}
-        self._files: list[Path] = []
+        self._files: dict[Path, Stamp] = {}
 
     def __enter__(self) -> Checkpoint:
         if not self.directory.is_dir():
             raise InputError(f"no checkpoint at {self.directory}", "--ckpt-path names a directory of safetensors files")
         index = listed(self.directory) if self._file is None else {}
         files = shards(self.directory, index) if self._file is None else [self.directory / self._file]
-        self._files = files
         for number, path in enumerate(files):
             file = self._open(path)
             for position, name in enumerate(file.offset_keys()):
@@ -118,21 +120,30 @@ class Checkpoint:
     def locate(self) -> dict[str, Located]:
         """Where each tensor is, by name. Raises InputError for a file whose header does not account for all of it."""
         found: dict[str, Located] = {}
-        for path in self._files:
+        for path, stamp in self._files.items():
             with path.open("rb") as file:
                 facts = os.fstat(file.fileno())
+                if Stamp.of(facts) != stamp:
+                    raise DsakvError(f"{path} changed since it was opened", "run again when it is whole")
                 shard = read_shard(path, file, facts.st_size, facts.st_mtime_ns)
-            found |= {tensor.name: Located(path, tensor.start) for tensor in shard.tensors}
+            found |= {tensor.name: Located(path, tensor.start, stamp) for tensor in shard.tensors}
         return found
 
     def _open(self, path: Path) -> Any:
         if not path.is_file():
+            if path.exists():
+                raise InputError(f"checkpoint shard {path} is no file", "download it again")
             raise InputError(f"checkpoint shard {path} is missing", f"download it again; {INDEX} lists it")
         try:
+            self._files[path] = Stamp.of(path.stat())
             return self._stack.enter_context(safe_open(path, framework="pt"))
         except (SafetensorError, OSError) as error:
             raise InputError(
                 f"checkpoint shard {path} cannot be read: {error}", "it is truncated or damaged: download it again"
+            ) from error
+        except RuntimeError as error:  # of a mapping for which there is no address space
+            raise DsakvError(
+                f"checkpoint shard {path} cannot be mapped: {error}", "allow more address space (ulimit -v)"
             ) from error
 
     def read(self, name: str, part: Part = WHOLE) -> torch.Tensor:

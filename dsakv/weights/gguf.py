@@ -95,11 +95,8 @@ class GgufCheckpoint:
         return tensor.narrow(part.dim, part.number * size, size)
 
     def locate(self) -> dict[str, Located]:
-        """Raises InputError: blocks of quantised numbers cannot be read in place."""
-        raise InputError(
-            f"{self.directory} is a GGUF file, whose weights cannot be read while the model runs",
-            "leave the budget out, or give the model as safetensors files",
-        )
+        """Raises NotImplementedError: blocks of quantised numbers cannot be read in place."""
+        raise NotImplementedError
 
     def _decoded(self, found: GgufTensor) -> torch.Tensor:
         if self._data is None:

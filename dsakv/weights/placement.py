@@ -169,5 +169,5 @@ def too_small(flag: str, budget: int, needed: int, unit: str) -> InputError:
     less = " or --stream-unit sublayer" if unit == "layer" else ""
     return InputError(
         f"{flag} of {budget:,} bytes is too small: {what} has to fit, or the embedding, and what is read ahead",
-        f"give at least {needed:,}B, or try --prefetch-depth 0{less}",
+        f"give at least {needed}B, or try --prefetch-depth 0{less}",
     )

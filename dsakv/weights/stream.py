@@ -61,7 +61,10 @@ def plan_stream(
                    checkpoint.tensors[name].shape)
         for name in wanted
     }  # fmt: skip
-    files = DirectFiles(paths, request=options.io_request, threads=options.io_threads)
+    stamps = {places[name].path: places[name].stamp for name in wanted}
+    files = DirectFiles(
+        paths, request=options.io_request, threads=options.io_threads, stamps=[stamps[path] for path in paths]
+    )
     try:
         return Planned(model, readings, files, lies, options, device)
     except BaseException:

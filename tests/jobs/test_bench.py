@@ -222,6 +222,7 @@ def test_an_end_of_sequence_ends_nothing(small_checkpoint: Path, loaded: LoadedM
         ("--prompts two.txt --num-prompts 3", "--num-prompts 3, but two.txt holds 2"),
         ("--prompts two.txt --batch-size 3", "--batch-size 3 is never reached: a round has 2 prompts"),
         ("--prompt a --batch-size 2", "--batch-size 2 is never reached: a round has 1 prompt"),
+        ("--num-prompts 2147483647", "2,147,483,647 made-up prompts of "),
         ("--prompts none.txt", "cannot read none.txt"),
         ("--prompts empty.txt", "empty.txt holds no prompt"),
         ("--prompts latin.txt", "cannot read latin.txt"),
@@ -281,7 +282,7 @@ def test_streamed_weights_have_a_bound(monkeypatch: pytest.MonkeyPatch, small_ch
     assert 0.4 < decode["overlap_efficiency"] <= 1
     out = io.StringIO()
     Console(out, io.StringIO()).print_table(render_bench(results))
-    for words in ("disk to host memory, weights", "overlap efficiency", "by layer, static", "DRIFT", "times what"):
+    for words in ("disk to host memory, weights", "overlap efficiency", "by layer, static", "DRIFT", "times its bound"):
         assert words in out.getvalue()
     assert "REJECTED" not in out.getvalue()
 

@@ -11,10 +11,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from dsakv.config import BenchConfig, Config, EngineConfig, KvConfig, LaunchConfig, ModelConfig
+from dsakv.config import BenchConfig, Config, EngineConfig, KvConfig, LaunchConfig, ModelConfig, WeightsConfig
 from dsakv.console import Console
 from dsakv.errors import DsakvError, InputError
-from dsakv.jobs.bench_compare import check_flags, compare, compared, read_config
+from dsakv.jobs.bench import bench
+from dsakv.jobs.bench_compare import check_flags, compare, compared, differences, read_config
 from dsakv.report.bench_report import render_comparison
 
 
@@ -106,7 +107,11 @@ def test_rounds_come_as_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_table_shows_what_either_has() -> None:
     a, b = [figures_of(10.0, 1)], [figures_of(5.0, 1)]
+    config = Config()
+    other = msgspec.structs.replace(config, weights=WeightsConfig(host_budget="1GB"))
     document = compared(a, b) | {"a": {"path": "x.json"}, "b": {"path": "y.json"}}
+    document["differences"] = differences(config, other)
+    assert document["differences"] == {"weights.host_budget": [None, "1GB"]}
     assert document["same_tokens"]
     out = io.StringIO()
     Console(out, io.StringIO()).print_table(render_comparison(document))
@@ -114,6 +119,24 @@ def test_the_table_shows_what_either_has() -> None:
     assert rows["e2e_ms"] == ["10", "5", "0.50", "0.50", "0.50", "-"]
     assert "tpot_ms.mean" not in rows
     assert "the same tokens" in out.getvalue()
+    assert "differ in weights.host_budget: none / 1GB" in out.getvalue()
+
+
+def test_ratios_on_both_sides_of_1_decide_nothing() -> None:
+    a, b = [figures_of(10.0, 1), figures_of(10.0, 1)], [figures_of(5.0, 1), figures_of(12.0, 1)]
+    document = compared(a, b) | {"a": {"path": "x.json"}, "b": {"path": "y.json"}, "differences": {}}
+    out = io.StringIO()
+    Console(out, io.StringIO()).print_table(render_comparison(document))
+    assert "0.85 ?" in out.getvalue()
+    assert "differ in nothing" in out.getvalue()
+
+
+def test_nothing_is_overwritten(small_checkpoint: Path, tmp_path: Path) -> None:
+    there = tmp_path / "there.json"
+    there.write_text("{}")
+    with pytest.raises(DsakvError, match="is there already"):
+        bench(Config(bench=BenchConfig(out_json=str(there))), Console(io.StringIO(), io.StringIO()))
+    assert there.read_text() == "{}"
 
 
 @pytest.mark.parametrize(

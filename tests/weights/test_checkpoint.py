@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dsakv.errors import DsakvError
 from dsakv.weights.checkpoint import Checkpoint, Part, Stored
 from tests.weights.toy import INDEX, load, refusal, toy_tensors, two_shards, write
 
@@ -136,3 +137,18 @@ def test_a_model_of_other_shards_reads_the_same(small_checkpoint: Path, tmp_path
         for name in names:
             assert divided.tensors[name][:2] == whole.tensors[name][:2]
             assert torch.equal(divided.read(name), whole.read(name))
+
+
+def test_where_tensors_are_is_told_of_the_files_that_were_opened(tmp_path: Path) -> None:
+    write(tmp_path, {"model.safetensors": toy_tensors()})
+    file = tmp_path / "model.safetensors"
+    with Checkpoint(tmp_path) as checkpoint:
+        for name, place in checkpoint.locate().items():
+            tensor = checkpoint.read(name)
+            raw = file.read_bytes()[place.begin : place.begin + tensor.numel() * tensor.element_size()]
+            assert raw == tensor.contiguous().view(torch.uint8).numpy().tobytes()
+        copy = tmp_path / "copy"
+        copy.write_bytes(file.read_bytes())
+        copy.replace(file)
+        with pytest.raises(DsakvError, match="changed since it was opened"):
+            checkpoint.locate()
