@@ -9,7 +9,7 @@ import pytest
 
 from dsakv.config import ModelConfig
 from dsakv.engine.options import EngineOptions
-from dsakv.request import WeightTraffic
+from dsakv.request import Request, WeightTraffic
 from dsakv.weights.placement import WeightsPlan
 from tests.models.llamas import save_llama
 from tests.weights.streamed import Outcome, load, plan_of, run, smallest, traffic
@@ -143,3 +143,30 @@ def test_requests_and_threads(config: ModelConfig) -> None:
     assert small.steps().disk_reads >= small.steps().disk_bytes / 4096 > large.steps().disk_reads
     one, four = (ran(config, unit="layer", host_budget=budget, io_request="4KiB", io_threads=n).at_once for n in (1, 4))
     assert one == 1 < four <= 4
+
+
+def test_the_system_read_what_was_counted(config: ModelConfig) -> None:
+    """Pages at the ends of files aside: those the system counts whole. A cache that gave the bytes would be seen."""
+    budget = f"{smallest(config, unit='layer')}B"
+    loaded = load(config, unit="layer", host_budget=budget)
+    streamer = loaded.streamer
+    assert streamer is not None
+    try:
+        if not streamer.direct:
+            pytest.skip("the file system refuses direct reads")
+        requests = [Request(0, [1, 2, 3], 40)]
+        run(loaded, OPTIONS, requests)
+        before = system_read()
+        _, steps = run(loaded, OPTIONS, requests)
+        read, counted = system_read() - before, sum(one.disk_bytes for one in traffic(steps))
+    finally:
+        loaded.close()
+    assert counted > 20 << 20
+    rounding = 4096 * sum(one.units for one in traffic(steps))
+    assert counted - streamer.plan.ahead_bytes <= read <= counted + streamer.plan.ahead_bytes + rounding + (2 << 20)
+
+
+def system_read() -> int:
+    """Bytes that this process has had read from disks."""
+    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(fields["read_bytes"])
