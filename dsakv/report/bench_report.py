@@ -25,12 +25,16 @@ _LINKS = {
 }
 _OF_LINKS = ("mb_s", "overlap_efficiency", "bound_ms")
 """Formulas that belong under the table of links."""
+_COMPARED_LINKS = (
+    *("disk.bytes", "disk.mb_s", "device.bytes"),
+    *(f"{pool}_{way}.bytes" for pool in ("local_pool", "remote_pool") for way in ("read", "write")),
+)
 COMPARED = (
     *(f"{name}.{which}" for name, shown in _SHOWN_AS.items() for which in shown),
     *_TIMES,
     "decode_step_ms.p50",
     *_RATES,
-    *(f"links.{kind}.{what}" for kind in ("prefill", "decode") for what in ("disk.bytes", "disk.mb_s", "device.bytes")),
+    *(f"links.{kind}.{what}" for kind in ("prefill", "decode") for what in _COMPARED_LINKS),
     *(f"links.{kind}.overlap_efficiency" for kind in ("prefill", "decode")),
     "experts.hit_rate",
     "kv.hit_rate",
