@@ -82,7 +82,7 @@ def requests(forced: bool) -> list[Request]:
 def compute(case: Case, checkpoints: Path, world: World = ALONE) -> tuple[dict[int, list[int]], Selections] | None:
     """Tokens by request, and what was selected; None on a rank that only takes part."""
     name = f"converted-{world.size}" if case.checkpoint == "converted" else case.checkpoint
-    weights = WeightsConfig(host_budget=case.host_budget)
+    weights = WeightsConfig(host_budget=case.host_budget, prefetch_depth=1)
     loaded = load_model(ModelConfig(ckpt_path=str(checkpoints / name), dtype="float32"), world, weights=weights)
     record = case.options.get("record", False) and world.rank == 0
     engine = Engine(loaded.model, EngineOptions(**case.options | {"record": record}), world, loaded.weights)

@@ -84,10 +84,10 @@ def test_bench_over_two_ranks_generates_what_one_does(
     environ: dict[str, str], small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command: list[object] = ["bench", "--ckpt-path", small_checkpoint, "--input-len", 20, "--rounds", 2, "--json"]
-    command += [*OPTIONS, "--num-prompts", 3, "--batch-size", 2, "--out-json", tmp_path / "r.json"]
-    assert run([*map(str, command)]) == 0
+    command += [*OPTIONS, "--num-prompts", 3, "--batch-size", 2]
+    assert run([*map(str, command), "--out-json", str(tmp_path / "alone.json")]) == 0
     alone = json.loads(capsys.readouterr().out)
-    ranks = start(environ, *command, "--model-parallel", 2)
+    ranks = start(environ, *command, "--out-json", tmp_path / "ranks.json", "--model-parallel", 2)
     out, err = ranks.communicate()
     assert ranks.returncode == 0, err
     shared = json.loads(out)
