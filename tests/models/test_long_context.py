@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the highest resident memory from /proc")
-def test_a_chunk_and_decode_steps_at_128k_tokens_with_the_shapes_of_the_released_model() -> None:
+def test_a_chunk_and_decode_steps_at_128k_tokens_with_released_shapes_and_half_the_index_heads() -> None:
     environ = os.environ | {
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
