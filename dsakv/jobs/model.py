@@ -98,11 +98,6 @@ def prepared_model(
     recipe = recipe_of(shape, config, files, world)
     has_experts = isinstance(shape, DsaShape) and shape.n_dense_layers < shape.n_layers
     options = stream_options(weights, device, has_experts=has_experts)
-    if options is not None and files.is_gguf:
-        raise InputError(
-            f"{files.path.name} is a GGUF file, whose weights cannot be read while the model runs",
-            "leave the budget out, or run a model of safetensors files: --ckpt-path FOLDER, or --model tiny-random",
-        )
     precision = _precision(config.dtype, device, files, recipe.layout, has_fp8=isinstance(shape, DsaShape))
     fp8 = precision == "fp8"
     index_fp8 = config.index_fp8 or fp8

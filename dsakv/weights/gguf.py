@@ -95,8 +95,11 @@ class GgufCheckpoint:
         return tensor.narrow(part.dim, part.number * size, size)
 
     def locate(self) -> dict[str, Located]:
-        """Raises NotImplementedError: blocks of quantised numbers cannot be read in place."""
-        raise NotImplementedError
+        """Raises InputError: blocks of quantised numbers cannot be read in place."""
+        raise InputError(
+            f"{self.directory.name} is a GGUF file, whose weights cannot be read while the model runs",
+            "leave the budget out, or run a model of safetensors files: --ckpt-path FOLDER, or --model tiny-random",
+        )
 
     def _decoded(self, found: GgufTensor) -> torch.Tensor:
         if self._data is None:

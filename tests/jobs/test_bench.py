@@ -279,7 +279,7 @@ def test_streamed_weights_have_a_bound(monkeypatch: pytest.MonkeyPatch, small_ch
     decode = results["links"]["decode"]
     assert decode["disk"]["bytes_per_pass"] == placement["pass_disk_bytes"]
     assert decode["disk"]["bytes"] == decode["passes"] * placement["pass_disk_bytes"]
-    assert 0.4 < decode["overlap_efficiency"] <= 1
+    assert 0 < decode["overlap_efficiency"] <= 1
     out = io.StringIO()
     Console(out, io.StringIO()).print_table(render_bench(results))
     for words in ("disk to host memory, weights", "overlap efficiency", "by layer, static", "DRIFT", "times its bound"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from dsakv.console import Console
 from dsakv.errors import DsakvError, InputError
 from dsakv.jobs.bench import bench
 from dsakv.jobs.bench_compare import check_flags, compare, compared, differences, read_config
+from dsakv.jobs.prompts import read_text
 from dsakv.report.bench_report import render_comparison
 
 
@@ -185,3 +187,14 @@ def test_what_means_nothing_beside_it(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     with pytest.raises(InputError, match="starts its rounds itself"):
         compare(BenchConfig(compare=("a.json", "b.json")), quiet())
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(InputError, match="is no file"):
+        read_config(tmp_path / "pipe.json")
+
+
+def test_a_path_that_no_file_can_have_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot read"):
+        read_text(tmp_path / "a\0b", "name a file")

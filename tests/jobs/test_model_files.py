@@ -50,6 +50,13 @@ def test_a_gguf_file_generates_what_transformers_does(
         assert line["token_ids"] == (found[:-1] if found[-1] == 257 else found)
 
 
+def test_a_gguf_file_cannot_be_streamed(gguf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["generate", "--ckpt-path", str(gguf), "--prompt", "a", "--host-budget", "1GB"]) == 2
+    err = capsys.readouterr().err
+    assert "error: tiny.gguf is a GGUF file" in err
+    assert "hint: leave the budget out" in err
+
+
 def test_a_gguf_file_with_indexers_is_traced(gguf: Path, tmp_path: Path) -> None:
     options = f"--ckpt-path {gguf} --indexer {gguf.parent / 'indexer.safetensors'} --device cpu --max-new-tokens 9"
     command = ["generate", "--prompt", "hello" * 20, "--trace-enable", "--trace-out", str(tmp_path / "run")]
